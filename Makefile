@@ -7,7 +7,6 @@ OUT ?= demo_out
 MUSIC ?=
 JOBS ?= 2
 
-
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint types format bench certify chaos notebooks clean
 
