@@ -1,0 +1,109 @@
+"""Vector quantisation: nearest code, exponential-moving-average codebook, revival of dead codes (spec/vqvae.md section 2).
+
+Everything is float32. Sums over vectors are plain reductions: under ``jit`` with the vectors sharded over devices they
+are sums over all devices, and no collective is written here.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+
+class CodebookState(NamedTuple):
+    """A codebook and the running sums it is the ratio of. All counts zero: not initialised yet."""
+
+    codebook: Float[Array, "k e"]
+    sum: Float[Array, "k e"]
+    count: Float[Array, " k"]
+
+
+def nearest_codes(x: Float[Array, "m e"], codebook: Float[Array, "k e"]) -> tuple[Int[Array, " m"], Float[Array, " m"]]:
+    """Index of the nearest code of each vector (the first of equals) and the squared distance to it."""
+    x, codebook = x.astype(jnp.float32), codebook.astype(jnp.float32)
+    product = jnp.matmul(x, codebook.T, precision=lax.Precision.HIGHEST)
+    distance = jnp.sum(x**2, -1, keepdims=True) - 2 * product + jnp.sum(codebook**2, -1)[None]
+    return jnp.argmin(distance, -1).astype(jnp.int32), jnp.min(distance, -1)
+
+
+def dequantize(codes: Int[Array, "*b"], codebook: Float[Array, "k e"]) -> Float[Array, "*b e"]:
+    """The codebook vectors of the codes."""
+    return jnp.take(codebook, codes, axis=0)
+
+
+def candidates(rng: jax.Array, vectors: Float[Array, "m e"], size: int) -> Float[Array, "{size} e"]:
+    """``size`` vectors of the data, to start or revive codes with.
+
+    With fewer vectors than ``size`` they are repeated, with a little noise, N(0, (0.01 / sqrt(e))^2). Otherwise one vector is
+    drawn from each of ``size`` equal stretches, in random order: distinct, like the first rows of a permutation, without
+    sorting all of them on every device.
+    """
+    rows, width = vectors.shape
+    pick_rng, order_rng, noise_rng = jax.random.split(rng, 3)
+    available = rows * -(-size // rows)
+    edges = np.arange(size + 1, dtype=np.int64) * available // size
+    picks = jax.random.randint(pick_rng, (size,), edges[:-1].astype(np.int32), edges[1:].astype(np.int32))
+    chosen = vectors[jax.random.permutation(order_rng, picks) % rows]
+    if rows >= size:
+        return chosen
+    return chosen + 0.01 / math.sqrt(width) * jax.random.normal(noise_rng, chosen.shape)
+
+
+def init_codebook(candidates: Float[Array, "k e"]) -> CodebookState:
+    """The state whose codes are the candidates, each counted once."""
+    return CodebookState(candidates, candidates, jnp.ones(candidates.shape[0], candidates.dtype))
+
+
+def restore_state(codebook: Float[Array, "k e"], length_per_level: int, world_size: int = 1) -> CodebookState:
+    """Running sums for a codebook from a checkpoint, which has none: every code counts as used equally often.
+
+    ``length_per_level`` is the number of codes of this level in one training example (batch size is not counted, as in the
+    original), ``world_size`` the number of devices.
+    """
+    expected = length_per_level * world_size / codebook.shape[0]
+    return CodebookState(codebook, codebook * expected, jnp.full(codebook.shape[0], expected, codebook.dtype))
+
+
+def update(
+    state: CodebookState,
+    vectors: Float[Array, "m e"],
+    codes: Int[Array, " m"],
+    candidates: Float[Array, "k e"],
+    decay: float,
+    threshold: float,
+) -> tuple[CodebookState, dict[str, Float[Array, ""]]]:
+    """One step of the moving average. Codes whose count falls below ``threshold`` become candidates.
+
+    The sums of a revived code are kept, as in the original. Metrics: ``entropy`` (nats) and ``used_curr`` (codes used in this
+    batch), ``usage`` (codes alive), ``dk`` (root mean square change of the codebook).
+    """
+    size = state.codebook.shape[0]
+    sums = jax.ops.segment_sum(vectors, codes, size)
+    counts = jax.ops.segment_sum(jnp.ones(codes.shape, jnp.float32), codes, size)
+    new_sum = decay * state.sum + (1 - decay) * sums
+    new_count = decay * state.count + (1 - decay) * counts
+    alive = new_count >= threshold
+    # Selects, not products: a code that is never used decays to 0 / 0, and 0 * nan would stay. Its ratio does not
+    # change while it is unused, so before that (threshold 0) it keeps its vector.
+    counted = new_count > 1e-30
+    mean = jnp.where(counted[:, None], new_sum / jnp.where(counted, new_count, 1)[:, None], state.codebook)
+    codebook = jnp.where(alive[:, None], mean, candidates)
+    share = counts / jnp.sum(counts)
+    metrics = {
+        "entropy": -jnp.sum(share * jnp.log(share + 1e-8)),
+        "used_curr": jnp.sum(counts >= threshold).astype(jnp.float32),
+        "usage": jnp.sum(alive).astype(jnp.float32),
+        "dk": jnp.sqrt(jnp.mean((codebook - state.codebook) ** 2)),
+    }
+    return CodebookState(codebook, new_sum, new_count), metrics
+
+
+def spread(vectors: Float[Array, "m e"]) -> Float[Array, ""]:
+    """``pn``: root mean square deviation of all entries from their common mean."""
+    return jnp.sqrt(jnp.mean((vectors - jnp.mean(vectors)) ** 2))
