@@ -1,0 +1,84 @@
+"""From logits to a code: temperature, top-k, top-p, and the draw (spec/sampling.md section 3.3).
+
+Each row has its own typed PRNG key and is drawn from that key and its logits alone, so a code does not depend on what
+else stands in the batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from jukebox_jax.types import UserError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How codes are drawn. Hashable: a static argument of jitted functions.
+
+    Attributes:
+      temperature: divides the logits before the filters; 0 takes the most likely code.
+      top_k: keep the ``top_k`` most likely codes; 0 keeps all, 1 takes the most likely code.
+      top_p: keep the most likely codes until their probability passes ``top_p``; 0 and 1 keep all.
+    Raises ``UserError`` for values outside these ranges, or if both filters are on.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise UserError(f"temperature is {self.temperature}: must be 0 (most likely code) or more")
+        if self.top_k < 0:
+            raise UserError(f"top_k is {self.top_k}: must be 0 (off) or the number of codes to keep")
+        if not 0 <= self.top_p <= 1:
+            raise UserError(f"top_p is {self.top_p}: must be between 0 (off) and 1")
+        if self.top_k and self.top_p:
+            raise UserError(f"top_k={self.top_k} and top_p={self.top_p} are both on: choose one, set the other to 0")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most likely code is taken, and no key is used."""
+        return self.temperature == 0 or self.top_k == 1
+
+
+def filter_top_k(logits: Float[Array, "*b v"], top_k: int) -> Float[Array, "*b v"]:
+    """Set all but the ``top_k`` largest logits of a row to -inf; equals of the smallest kept one stay. 0 keeps all."""
+    if top_k == 0 or top_k >= logits.shape[-1]:
+        return logits
+    smallest = jax.lax.top_k(logits, top_k)[0][..., -1:]
+    return jnp.where(logits >= smallest, logits, -jnp.inf)
+
+
+def filter_top_p(logits: Float[Array, "*b v"], top_p: float) -> Float[Array, "*b v"]:
+    """Keep a row's largest logits until their probability exceeds ``top_p``; the others become -inf.
+
+    A logit goes if the probability of those before it, in descending order, already exceeds ``top_p``; the first never
+    goes, and equals of the smallest kept one stay. 0 and 1 keep all (a rounded cumulative sum can pass 1).
+    """
+    if top_p == 0 or top_p >= 1:
+        return logits
+    descending = -jnp.sort(-logits, axis=-1)
+    before = jnp.cumsum(jax.nn.softmax(descending, axis=-1), axis=-1)[..., :-1]
+    kept = jnp.concatenate([jnp.ones_like(before[..., :1], bool), before <= top_p], axis=-1)
+    smallest = jnp.min(jnp.where(kept, descending, jnp.inf), axis=-1, keepdims=True)
+    return jnp.where(logits >= smallest, logits, -jnp.inf)
+
+
+def sample(
+    keys: Key[Array, "b"], logits: Float[Array, "b v"], temperature: float = 1.0, top_k: int = 0, top_p: float = 0.0
+) -> Int[Array, "b"]:
+    """One code per row: temperature, then a filter, then a categorical draw from the row's own key. int32.
+
+    The arguments after ``logits`` are static numbers, checked as ``Settings`` says.
+    """
+    settings = Settings(temperature, top_k, top_p)
+    logits = logits.astype(jnp.float32)
+    if settings.greedy:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    logits = filter_top_p(filter_top_k(logits / temperature, top_k), top_p)
+    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
