@@ -1,0 +1,134 @@
+"""Key and value caches of cached decoding, one form per attention kind (spec/tpu_facts.md section 4).
+
+A cache is one array per layer place, stacked over the repeats of its segment (leading axis r), with positions before
+the batch and keys beside values on the last axis, per head: ``h 2 k`` flattened, 2S in all. Slots that were never
+written hold anything: ``visible`` hides them until they are overwritten.
+
+    BLOCK     r c b 2S      slot t % c
+    PREVIOUS  r 2 c b 2S    slot (t // c) % 2, t % c; read the other half
+    COLUMN    r c n b 2S    slot t % c, t // c; read one column
+    DENSE     r t b 2S      slot t
+    PRIME     r P+1 b 2S    slot min(t, P): the last slot is a bin for positions that nobody attends to
+    LYRICS    r l b 2S      computed once
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jukebox_jax.models.pattern import Kind
+from jukebox_jax.ops.blocks import to_blocks
+from jukebox_jax.types import UserError
+
+DECODABLE = (Kind.DENSE, Kind.BLOCK, Kind.COLUMN, Kind.PREVIOUS, Kind.LYRICS, Kind.PRIME)
+
+
+class Sizes(NamedTuple):
+    """What a layer's cache depends on."""
+
+    length: int  # positions of the whole context
+    num_blocks: int
+    prefix: int  # positions that prime attention sees
+    num_lyrics: int
+
+    @property
+    def block_length(self) -> int:
+        return self.length // self.num_blocks
+
+
+def shape(kind: Kind, sizes: Sizes, batch: int, width: int) -> tuple[int, ...]:
+    """Shape of one layer's cache, without the leading axis. ``width`` is S."""
+    if kind not in DECODABLE:
+        raise UserError(f"{kind.value} attention has no cached decoding (the original could not sample it either)")
+    c = sizes.block_length
+    positions = {
+        Kind.BLOCK: (c,),
+        Kind.PREVIOUS: (2, c),
+        Kind.COLUMN: (c, sizes.num_blocks),
+        Kind.DENSE: (sizes.length,),
+        Kind.PRIME: (min(sizes.prefix, sizes.length) + 1,),
+        Kind.LYRICS: (sizes.num_lyrics,),
+    }[kind]
+    return (*positions, batch, 2 * width)
+
+
+def pack(k: Float[Array, "*b S"], v: Float[Array, "*b S"], num_heads: int) -> Float[Array, "*b SS"]:
+    """Keys beside values, per head."""
+    heads = [x.reshape(*x.shape[:-1], num_heads, 1, -1) for x in (k, v)]
+    return jnp.concatenate(heads, axis=-2).reshape(*k.shape[:-1], -1)
+
+
+def fill(kind: Kind, kv: Float[Array, "b t SS"], sizes: Sizes, known: Array) -> Float[Array, "..."]:
+    """One layer's cache after a forward pass over a prefix of the context.
+
+    ``kv`` holds whole blocks of positions 0..t-1, of which the first ``known`` are real (LYRICS: the lyric positions).
+    The next step runs at position ``known``.
+    """
+    by_position = jnp.swapaxes(kv, 0, 1)  # t b 2S
+    if kind is Kind.LYRICS:
+        return by_position
+    if kind is Kind.DENSE:
+        return jnp.pad(by_position, ((0, sizes.length - kv.shape[1]), (0, 0), (0, 0)))
+    if kind is Kind.PRIME:
+        slots = min(sizes.prefix, sizes.length) + 1
+        return jnp.pad(by_position, ((0, max(0, slots - kv.shape[1])), (0, 0), (0, 0)))[:slots]
+    blocks = jnp.moveaxis(to_blocks(kv, kv.shape[1] // sizes.block_length), 0, 2)  # n c b 2S
+    if kind is Kind.COLUMN:
+        blocks = jnp.pad(blocks, ((0, sizes.num_blocks - blocks.shape[0]), (0, 0), (0, 0), (0, 0)))
+        return jnp.swapaxes(blocks, 0, 1)
+    current = known // sizes.block_length  # past the last block when the prefix ends on an edge: overwritten before read
+    if kind is Kind.BLOCK:
+        return blocks[jnp.minimum(current, blocks.shape[0] - 1)]
+    pair = jnp.stack([blocks[jnp.minimum(current, blocks.shape[0] - 1)], blocks[jnp.maximum(current - 1, 0)]])
+    return jnp.where(current % 2 == 0, pair, pair[::-1])
+
+
+def slot(kind: Kind, sizes: Sizes, t: Array) -> tuple[Array, ...]:
+    """Where position t is written."""
+    row, offset = t // sizes.block_length, t % sizes.block_length
+    return {
+        Kind.BLOCK: (offset,),
+        Kind.PREVIOUS: (row % 2, offset),
+        Kind.COLUMN: (offset, row),
+        Kind.DENSE: (t,),
+        Kind.PRIME: (jnp.minimum(t, min(sizes.prefix, sizes.length)),),
+    }[kind]
+
+
+def write(kind: Kind, cache: Float[Array, "r ..."], kv: Float[Array, "b SS"], sizes: Sizes, index, t: Array):
+    """Put position t of repeat ``index`` in place."""
+    if kind is Kind.LYRICS:
+        return cache
+    where = (index, *slot(kind, sizes, t), 0, 0)
+    return jax.lax.dynamic_update_slice(cache, kv.reshape((1,) * (cache.ndim - 2) + kv.shape), where)
+
+
+def read(kind: Kind, cache: Float[Array, "r ..."], sizes: Sizes, index, t: Array) -> Float[Array, "s b SS"]:
+    """The keys and values that position t may look at; ``visible`` says which of them."""
+    row, offset = t // sizes.block_length, t % sizes.block_length
+    if kind is Kind.COLUMN:
+        lead = (index, offset)
+    elif kind is Kind.PREVIOUS:
+        lead = (index, 1 - row % 2)
+    else:
+        lead = (index,)
+    rest = cache.shape[len(lead) :]
+    return jax.lax.dynamic_slice(cache, (*lead, *(0 for _ in rest)), (1,) * len(lead) + rest).reshape(rest)
+
+
+def visible(kind: Kind, sizes: Sizes, t: Array, slots: int) -> Array:
+    """Boolean (slots,): which of the read slots position t attends to."""
+    at = jnp.arange(slots)
+    if kind is Kind.BLOCK:
+        return at <= t % sizes.block_length
+    if kind is Kind.COLUMN:
+        return at <= t // sizes.block_length
+    if kind is Kind.DENSE:
+        return at <= t
+    if kind is Kind.PRIME:
+        return at <= jnp.minimum(t, slots - 2)
+    return jnp.ones(slots, bool)

@@ -1,0 +1,162 @@
+"""One transformer layer: attention and MLP around pre-layer-norms (spec/prior.md section 3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jukebox_jax import presets
+from jukebox_jax.models import cache as kv_cache
+from jukebox_jax.models.pattern import Kind
+from jukebox_jax.ops import attention_xla, blocks
+from jukebox_jax.ops.attention import attend
+
+Dtype = Any
+
+
+def quick_gelu(x: Float[Array, "*b f"]) -> Float[Array, "*b f"]:
+    """``x * sigmoid(1.702 x)``: the original's GELU, neither tanh nor erf."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+class LayerNorm(nn.Module):
+    """Layer norm in float32, returned in the input's dtype (epsilon 1e-5, biased variance)."""
+
+    @nn.compact
+    def __call__(self, x):
+        norm = nn.LayerNorm(epsilon=1e-5, dtype=jnp.float32, use_fast_variance=False, name="norm")
+        nn.share_scope(self, norm)
+        return norm(x).astype(x.dtype)
+
+
+def prime_prefix(prime_length: int, num_blocks: int | None) -> int:
+    """Positions that prime attention reaches: past the lyrics, to a block count's multiple (spec/quirks.md A1)."""
+    num_blocks = num_blocks or 1
+    return (prime_length // num_blocks + 1) * num_blocks
+
+
+class Layer(nn.Module):
+    """``x + s (a + m)`` with ``a = attention(norm(x))`` and ``m = mlp(norm(x + a))``; s is 1 or 1 / depth."""
+
+    config: presets.Transformer
+    kind: Kind
+    prime_length: int = 0
+    num_lyrics: int = 0
+    dtype: Dtype = jnp.float32
+    implementation: str = "auto"
+
+    def setup(self):
+        c = self.config
+        normal = nn.initializers.normal(0.02 * c.init_scale)
+        zero = c.zero_init or self.kind is Kind.LYRICS
+        last = nn.initializers.zeros if zero else normal
+        self.attention = _Projections(c.attention_width, c.width, self.dtype, normal, last)
+        self.norm_0, self.norm_1 = LayerNorm(), LayerNorm()
+        self.mlp = _MLP(c.mlp_dim, c.width, self.dtype, normal, last)
+
+    @property
+    def sizes(self) -> kv_cache.Sizes:
+        c = self.config
+        return kv_cache.Sizes(c.length, c.num_blocks or 1, prime_prefix(self.prime_length, c.num_blocks), self.num_lyrics)
+
+    def _finish(self, x, a):
+        m = self.mlp(self.norm_1(x + a))
+        if not self.config.residual_scale:
+            return x + a + m
+        return x + (a + m) / self.config.depth
+
+    def _qkv(self, x, lyrics):
+        h = self.norm_0(x)
+        source = lyrics.astype(h.dtype) if self.kind is Kind.LYRICS else h
+        return self.attention.query(h), self.attention.key(source), self.attention.value(source)
+
+    def _attend(self, q, k, v):
+        c = self.config
+        num_blocks = c.num_blocks and q.shape[1] // c.block_length  # a prefix of whole blocks has fewer of them
+        return attend(
+            self.kind.value, q, k, v, num_heads=c.num_heads, num_blocks=num_blocks, prefix=self.sizes.prefix,
+            spread=c.spread or 1, implementation=self.implementation,
+        )  # fmt: skip
+
+    def __call__(self, x: Float[Array, "b t d"], lyrics: Float[Array, "b l d"] | None = None) -> Float[Array, "b t d"]:
+        return self._finish(x, self.attention.output(self._attend(*self._qkv(x, lyrics))))
+
+    def prefill(self, x: Float[Array, "b t d"], lyrics, known):
+        """The same, and this layer's cache for a step at position ``known``. ``t`` must be whole blocks."""
+        q, k, v = self._qkv(x, lyrics)
+        kv = kv_cache.pack(k, v, self.config.num_heads)
+        filled = kv_cache.fill(self.kind, kv, self.sizes, known)
+        return self._finish(x, self.attention.output(self._attend(q, k, v))), filled
+
+    def step(self, x: Float[Array, "b d"], cache: Float[Array, "r *s"], index, t):
+        """One position. Returns the layer's output and the cache with position t of repeat ``index`` written."""
+        num_heads, sizes = self.config.num_heads, self.sizes
+        h = self.norm_0(x)
+        q = self.attention.query(h)
+        if self.kind is not Kind.LYRICS:
+            kv = kv_cache.pack(self.attention.key(h), self.attention.value(h), num_heads)
+            cache = kv_cache.write(self.kind, cache, kv.astype(cache.dtype), sizes, index, t)
+        kv = kv_cache.read(self.kind, cache, sizes, index, t)  # s b 2S
+        kv = kv.reshape(*kv.shape[:2], num_heads, 2, -1)
+        k, v = kv[..., 0, :], kv[..., 1, :]  # s b h k
+        q = q.reshape(q.shape[0], num_heads, -1)
+        scores = jnp.einsum("bhk,sbhk->bhs", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+        mask = kv_cache.visible(self.kind, sizes, t, kv.shape[0])
+        p = jax.nn.softmax(jnp.where(mask[None, None], scores, attention_xla.MASKED), axis=-1).astype(v.dtype)
+        o = jnp.einsum("bhs,sbhk->bhk", p, v).reshape(x.shape[0], -1)
+        if self.kind is Kind.PREVIOUS:  # zero keys and values before the first block
+            o = o * (t >= sizes.block_length).astype(o.dtype)
+        return self._finish(x, self.attention.output(o)), cache
+
+    def lyrics_cache(self, lyrics: Float[Array, "b l d"]):
+        """Cache of a LYRICS layer, from the lyric encodings."""
+        lyrics = lyrics.astype(self.dtype)
+        kv = kv_cache.pack(self.attention.key(lyrics), self.attention.value(lyrics), self.config.num_heads)
+        return kv_cache.fill(self.kind, kv, self.sizes, jnp.zeros((), jnp.int32))
+
+    def attention_weights(self, x: Float[Array, "b t d"], lyrics, head: int) -> Float[Array, "b t s"]:
+        """Softmax of one head of a LYRICS or PRIME layer over all its keys."""
+        q, k, _ = self._qkv(x, lyrics)
+        mask = None
+        if self.kind is Kind.PRIME:
+            k = k[:, : self.sizes.prefix]
+            mask = jnp.arange(k.shape[1]) <= jnp.arange(q.shape[1])[:, None]
+        q, k = (blocks.split_heads(y, self.config.num_heads)[:, head : head + 1] for y in (q, k))
+        return attention_xla.weights(q, k, mask)[:, 0]
+
+    def initialise(self, row: Float[Array, "b d"]):
+        """Touch every parameter with one row: cheap initialisation."""
+        q, _, v = self.attention.query(row), self.attention.key(row), self.attention.value(row)
+        return self._finish(self.norm_0(row), self.attention.output(q + v))
+
+
+class _Projections(nn.Module):
+    """Queries, keys and values as three matrices: slices of one would need copies on a TPU (spec/tpu_facts.md 3)."""
+
+    attention_width: int
+    width: int
+    dtype: Dtype
+    kernel_init: Any
+    output_init: Any
+
+    def setup(self):
+        dense = lambda features, init: nn.Dense(features, dtype=self.dtype, kernel_init=init)  # noqa: E731
+        self.query, self.key, self.value = (dense(self.attention_width, self.kernel_init) for _ in range(3))
+        self.output = dense(self.width, self.output_init)
+
+
+class _MLP(nn.Module):
+    hidden: int
+    width: int
+    dtype: Dtype
+    kernel_init: Any
+    output_init: Any
+
+    @nn.compact
+    def __call__(self, x):
+        h = nn.Dense(self.hidden, dtype=self.dtype, kernel_init=self.kernel_init, name="in")(x)
+        return nn.Dense(self.width, dtype=self.dtype, kernel_init=self.output_init, name="out")(quick_gelu(h))

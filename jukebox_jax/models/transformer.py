@@ -1,0 +1,171 @@
+"""The stack of layers, and how its repeats run: scanned or unrolled (spec/prior.md sections 3-5).
+
+Parameters of a segment's repeats are stacked on a leading axis. On a TPU a scan over the stack compiles three bodies
+instead of seventy-two and slices weights for nothing; on a CPU the slices are copies, so the repeats are unrolled.
+That choice is made here, by ``scan_layers``, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jukebox_jax import presets
+from jukebox_jax.models import cache as kv_cache
+from jukebox_jax.models.layers import Dtype, Layer
+from jukebox_jax.models.pattern import Kind, locate, segments
+from jukebox_jax.types import UserError
+
+
+def scan_by_default() -> bool:
+    """Scan where slicing stacked weights is free; XLA on CPUs copies them."""
+    return jax.default_backend() != "cpu"
+
+
+class Transformer(nn.Module):
+    """Layers of one attention pattern over whole streams, prefixes or single positions.
+
+    Input and output are float32; between them the residual stream has ``dtype``. There is no final norm.
+    """
+
+    config: presets.Transformer
+    prime_length: int = 0  # lyric positions in front of the music
+    num_lyrics: int = 0  # lyric encodings of cross attention
+    dtype: Dtype = jnp.float32
+    remat: bool = False
+    scan_layers: bool | None = None
+    implementation: str = "auto"
+
+    def setup(self):
+        self.stacks = [
+            self.param(f"segment_{i}", partial(_init_segment, [self.layer(k) for k in kinds], repeats, self.config.width))
+            for i, (kinds, repeats) in enumerate(self.segments)
+        ]
+
+    @property
+    def segments(self):
+        return segments(self.config.pattern, self.config.depth)
+
+    @property
+    def scanned(self) -> bool:
+        return scan_by_default() if self.scan_layers is None else self.scan_layers
+
+    def layer(self, kind: Kind) -> Layer:
+        """A layer without parameters of its own: they are passed to ``apply``, sliced from a stack."""
+        return Layer(
+            self.config, kind, self.prime_length, self.num_lyrics, self.dtype, self.implementation, parent=None
+        )
+
+    def __call__(
+        self, x: Float[Array, "b t d"], lyrics: Float[Array, "b l d"] | None = None, num_layers: int | None = None
+    ) -> Float[Array, "b t d"]:
+        """All layers, or only the first ``num_layers``, over a stream of whole blocks."""
+
+        def forward(layer, params, x):
+            return layer.apply({"params": params}, x, lyrics), None
+
+        return self._run(forward, x, num_layers)[0].astype(jnp.float32)
+
+    def prefill(self, x: Float[Array, "b t d"], lyrics, known):
+        """Forward over a prefix of whole blocks; also the caches for a step at position ``known``."""
+
+        def forward(layer, params, x):
+            return layer.apply({"params": params}, x, lyrics, known, method="prefill")
+
+        x, caches = self._run(forward, x)
+        return x.astype(jnp.float32), caches
+
+    def _run(self, forward: Callable, x, num_layers: int | None = None):
+        """Run ``forward(layer, params, x) -> x, y`` through the layers; the ys are stacked as the parameters are."""
+        x, ys, left = x.astype(self.dtype), {}, self.config.depth if num_layers is None else num_layers
+        if self.remat:
+            forward = jax.checkpoint(forward, static_argnums=0)
+        for i, (kinds, repeats) in enumerate(self.segments):
+
+            def group(x, params, kinds=kinds):
+                y = {}
+                for j, kind in enumerate(kinds):
+                    x, y[f"layer_{j}"] = forward(self.layer(kind), params[f"layer_{j}"], x)
+                return x, y
+
+            whole, rest = divmod(min(left, repeats * len(kinds)), len(kinds))
+            left -= whole * len(kinds) + rest
+            if whole:
+                stack = jax.tree.map(lambda p, n=whole: p[:n], self.stacks[i]) if whole < repeats else self.stacks[i]
+                x, ys[f"segment_{i}"] = _repeat(group, x, stack, whole, self.scanned)
+            if rest:  # part of a group: only when num_layers ends inside it
+                last = jax.tree.map(lambda p, n=whole: p[n], self.stacks[i])
+                x, _ = group(x, last, kinds[:rest])
+        return x, ys
+
+    def init_cache(self, batch: int, lyrics: Float[Array, "b l d"] | None = None):
+        """Empty caches in the compute dtype; cross-attention layers are filled from the lyric encodings."""
+
+        def empty(layer: Layer, params, repeats):
+            if layer.kind is Kind.LYRICS:
+                return jax.vmap(lambda p: layer.apply({"params": p}, lyrics, method="lyrics_cache"))(params)
+            size = kv_cache.shape(layer.kind, layer.sizes, batch, self.config.attention_width)
+            return jnp.zeros((repeats, *size), self.dtype)
+
+        return {
+            f"segment_{i}": {
+                f"layer_{j}": empty(self.layer(kind), self.stacks[i][f"layer_{j}"], repeats) for j, kind in enumerate(kinds)
+            }
+            for i, (kinds, repeats) in enumerate(self.segments)
+        }
+
+    def step(self, x: Float[Array, "b d"], caches, t) -> tuple[Float[Array, "b d"], dict]:
+        """One position t through all layers, with the caches written in place."""
+        x, out = x.astype(self.dtype), {}
+        for i, (kinds, repeats) in enumerate(self.segments):
+
+            def group(carry, inputs, kinds=kinds):
+                x, cache = carry
+                params, index = inputs
+                for j, kind in enumerate(kinds):
+                    name = f"layer_{j}"
+                    x, updated = self.layer(kind).apply({"params": params[name]}, x, cache[name], index, t, method="step")
+                    cache = {**cache, name: updated}
+                return (x, cache), None
+
+            carry = (x, caches[f"segment_{i}"])
+            (x, out[f"segment_{i}"]), _ = _repeat(
+                group, carry, (self.stacks[i], jnp.arange(repeats)), repeats, self.scanned
+            )  # fmt: skip
+        return x.astype(jnp.float32), out
+
+    def attention_weights(self, x: Float[Array, "b t d"], lyrics, layer: int, head: int) -> Float[Array, "b t s"]:
+        """Attention probabilities of one head of a cross- or prime-attention layer."""
+        segment, repeat, place = locate(self.config.pattern, self.config.depth, layer)
+        kind = self.segments[segment].kinds[place]
+        if kind not in (Kind.LYRICS, Kind.PRIME):
+            raise UserError(f"layer {layer} has {kind.value} attention: only lyrics and prime layers can align lyrics")
+        x = self(x, lyrics, num_layers=layer).astype(self.dtype)
+        params = jax.tree.map(lambda p: p[repeat], self.stacks[segment][f"layer_{place}"])
+        return self.layer(kind).apply({"params": params}, x, lyrics, head, method="attention_weights")
+
+
+def _init_segment(layers, repeats: int, width: int, rng):
+    """Parameters of ``repeats`` groups, stacked on a leading axis."""
+
+    def init(layer, rng):
+        return layer.init(rng, jnp.zeros((1, width)), method="initialise")["params"]
+
+    rngs = jax.random.split(rng, (len(layers), repeats))
+    return {f"layer_{j}": jax.vmap(partial(init, layer))(rngs[j]) for j, layer in enumerate(layers)}
+
+
+def _repeat(group: Callable, carry, inputs, repeats: int, scanned: bool):
+    """``lax.scan`` of ``group`` over the stacked inputs, or the same unrolled with static slices."""
+    if repeats > 1 and scanned:
+        return jax.lax.scan(group, carry, inputs)
+    ys = []
+    for r in range(repeats):
+        carry, y = group(carry, jax.tree.map(lambda p, r=r: p[r], inputs))
+        ys.append(y)
+    return carry, jax.tree.map(lambda *y: jnp.stack(y), *ys)
