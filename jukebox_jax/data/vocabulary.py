@@ -13,8 +13,9 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
+
+from etils import epath
 
 from jukebox_jax.types import UserError, choose, nearest
 
@@ -26,23 +27,23 @@ _INVISIBLE = re.compile("[\u200e\u200f\ufeff]")  # direction marks, byte-order m
 _log = logging.getLogger(__name__)
 
 
-def load_ids(path: str | Path) -> dict[str, int]:
+def load_ids(path: epath.PathLike) -> dict[str, int]:
     """Read a table of ``name;id`` lines (UTF-8). Names become lower case; of duplicates the last line wins.
 
     A line that is no ``name;id`` raises ``UserError`` with its number; blank lines are passed over.
     """
     ids: dict[str, int] = {}
     try:
-        with open(path, encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                parts = line.strip().split(";")
-                if parts == [""]:
-                    continue
-                if len(parts) != 2 or not re.fullmatch(r"\s*\d+", parts[1]):
-                    raise UserError(f"{path}, line {number}: {line.strip()!r} is not of the form name;id")
-                ids[parts[0].lower()] = int(parts[1])
+        lines = epath.Path(path).read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
+    for number, line in enumerate(lines, 1):
+        parts = line.strip().split(";")
+        if parts == [""]:
+            continue
+        if len(parts) != 2 or not re.fullmatch(r"\s*\d+", parts[1]):
+            raise UserError(f"{path}, line {number}: {line.strip()!r} is not of the form name;id")
+        ids[parts[0].lower()] = int(parts[1])
     if not ids:
         raise UserError(f"{path} has no name;id line")
     return ids
@@ -82,12 +83,12 @@ class Vocabulary:
         object.__setattr__(self, "_warned", set())
 
     @classmethod
-    def load(cls, directory: str | Path, version: str) -> Vocabulary:
+    def load(cls, directory: epath.PathLike, version: str) -> Vocabulary:
         """Read ``{version}_artist_ids.txt`` and ``{version}_genre_ids.txt`` of ``directory``."""
-        paths = [Path(directory) / f"{version}_{kind}_ids.txt" for kind in ("artist", "genre")]
+        paths = [epath.Path(directory) / f"{version}_{kind}_ids.txt" for kind in ("artist", "genre")]
         for path in paths:
-            if not path.is_file():
-                there = sorted(p.name for p in Path(directory).glob("v?_*_ids.txt"))
+            if not path.exists():
+                there = sorted(p.name for p in epath.Path(directory).glob("v?_*_ids.txt"))
                 raise UserError(f"no label table {path}" + (f" (the folder has {', '.join(there)})" if there else ""))
         return cls(version, load_ids(paths[0]), load_ids(paths[1]))
 
@@ -100,15 +101,15 @@ class Vocabulary:
         tables = [{UNKNOWN: 0} | {name: i for i, name in enumerate(sorted(n - {"", UNKNOWN}), 1)} for n in names]
         return cls(version, *tables)
 
-    def save(self, directory: str | Path) -> None:
+    def save(self, directory: epath.PathLike) -> None:
         """Write both tables into ``directory`` in the format that ``load`` reads, in id order."""
-        Path(directory).mkdir(parents=True, exist_ok=True)
+        epath.Path(directory).mkdir(parents=True, exist_ok=True)
         for kind in ("artist", "genre"):
             lines = [f"{name};{row}\n" for name, row in sorted(self.table(kind).items(), key=lambda item: item[1])]
             if bad := [name for name in self.table(kind) if re.search(r"[;\r\n]", name)]:
                 raise UserError(f"the {kind} name {bad[0]!r} can't be stored: it has a semicolon or a line break")
-            path = Path(directory) / f"{self.version}_{kind}_ids.txt"
-            path.write_text("".join(lines), encoding="utf-8", newline="\n")
+            path = epath.Path(directory) / f"{self.version}_{kind}_ids.txt"
+            path.write_bytes("".join(lines).encode())
 
     def table(self, kind: str) -> dict[str, int]:
         """Name to id, for "artist" or "genre"."""
@@ -167,13 +168,17 @@ class Vocabulary:
         """The (name, id) pairs most like ``words``: exact, then names that contain them all, then similar spellings."""
         table = self.table(kind)
         query = simplify(normalise(words, self.version))
-        parts = [p for p in re.split(r"[\s_]+", query) if p]
         names = {name: simplify(name) for name in table if simplify(name)}
-        holds = [name for name, plain in names.items() if parts and all(p in plain for p in parts)]
-        holds.sort(key=lambda name: (names[name] != query, not names[name].startswith(query), len(name), name))
-        similar = difflib.get_close_matches(query, names.values(), n=limit, cutoff=0.6) if len(holds) < limit else []
-        holds += [name for plain in similar for name in names if names[name] == plain]
-        return [(name, table[name]) for name in list(dict.fromkeys(holds))[:limit]]
+        asked = _words(query)
+        found = [name for name, plain in names.items() if asked and all(word in plain for word in asked)]
+        found.sort(key=lambda name: (names[name] != query, not names[name].startswith(query), len(name), name))
+        if len(found) < limit:  # whole names spelt alike, then names with a word spelt like each word asked for
+            alike = difflib.get_close_matches(query, set(names.values()), n=limit, cutoff=0.6)
+            found += [name for plain in alike for name in names if names[name] == plain]
+            known = sorted({word for plain in names.values() for word in _words(plain)})
+            close = [set(difflib.get_close_matches(word, known, n=limit, cutoff=0.7)) for word in asked]
+            found += [name for name, plain in names.items() if close and all(c & set(_words(plain)) for c in close)]
+        return [(name, table[name]) for name in list(dict.fromkeys(found))[:limit]]
 
     def _hint(self, kind: Kind, key: str) -> str:
         table = self.table(kind)
@@ -183,6 +188,10 @@ class Vocabulary:
         if len(table) <= 20:
             return f"allowed are {', '.join(map(repr, table))}"
         return f"none of the {len(table)} allowed is like it (`jukebox labels list` prints them); {UNKNOWN!r} is id 0"
+
+
+def _words(name: str) -> list[str]:
+    return [word for word in re.split(r"[\s_]+", name) if word]
 
 
 def _keys(names: Iterable[str], version: str) -> set[str]:

@@ -168,6 +168,7 @@ def test_search_puts_the_obvious_first():
     v3 = Vocabulary("v3", {"the beatles": 1, "beatles revival": 2, "beat": 3, "beatles": 4, UNKNOWN: 0}, {UNKNOWN: 0})
     assert [name for name, _ in v3.search("Beatles", "artist")][:3] == ["beatles", "beatles revival", "the beatles"]
     assert v3.search("beetles", "artist", limit=1) == [("beatles", 4)]
+    assert Vocabulary.load(IDS, "v2").search("elle", "artist") == [("ella_fitzgerald", 1042)]
     assert Vocabulary.load(IDS, "v2").search("Céline", "artist")[0] == ("c_line_dion", 557)
 
 
