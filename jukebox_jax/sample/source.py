@@ -1,0 +1,84 @@
+"""Where sampling takes a model from: presets, labellers, and one component's weights at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jukebox_jax import presets
+from jukebox_jax.checkpoint import bundle
+from jukebox_jax.data.labels import Labeller, Vocabulary
+from jukebox_jax.types import UserError
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model to sample from.
+
+    Attributes:
+      priors: one preset per level, bottom (0) to top.
+      labellers: per level; makes the label rows of that level's prior.
+      load: component name ("vqvae", "prior_level_0", ...) to its variables. Called when a level starts, and the result
+        dropped when it ends, so that no two priors are in memory.
+      dtype: what the priors compute in.
+    """
+
+    name: str
+    vqvae: presets.VQVAE
+    priors: Mapping[int, presets.Prior]
+    labellers: Mapping[int, Labeller]
+    load: Callable[[str], Any]
+    dtype: Any = jnp.float32
+
+    def __post_init__(self) -> None:
+        if sorted(self.priors) != list(range(self.vqvae.levels)):
+            have = ", ".join(map(str, sorted(self.priors))) or "no level"
+            raise UserError(f"model {self.name!r} has priors of {have}, and a VQ-VAE of {self.vqvae.levels} levels: "
+                            "sampling needs the prior of every level")  # fmt: skip
+
+    @property
+    def top(self) -> int:
+        """The top level."""
+        return self.vqvae.levels - 1
+
+    def hop(self, level: int) -> int:
+        """Audio samples per code."""
+        return self.vqvae.hop_lengths[level]
+
+
+def from_directory(directory: str | Path, *, strict: bool = True, compat: bool = False) -> Source:
+    """A model directory (checkpoint/bundle.py). ``strict`` and ``compat`` say how labels are looked up."""
+    description = bundle.load_description(directory)
+    if description.vqvae is None:
+        raise UserError(f"model {description.name!r} has no VQ-VAE: train or convert one into {directory}")
+    tables = str(bundle.labels_dir(directory))
+    versions = {p.labels.version for p in description.priors.values() if p.labels}
+    vocabularies = {version: Vocabulary.load(tables, version) for version in versions}
+    labellers = {
+        level: Labeller(
+            prior.labels,
+            vocabularies[prior.labels.version] if prior.labels else None,
+            prior.window_samples,
+            strict=strict,
+            compat=compat,
+        )
+        for level, prior in description.priors.items()
+    }
+    return Source(
+        description.name,
+        description.vqvae,
+        dict(description.priors),
+        labellers,
+        lambda component: bundle.load_component(directory, component),
+        default_dtype(),
+    )
+
+
+def default_dtype() -> Any:
+    """bfloat16 where a TPU or a GPU computes, float32 on a CPU."""
+    return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
