@@ -1,0 +1,17 @@
+"""The released 5B top prior: context 8192 (23.8 s), width 4800, 72 layers, 8 heads (5.06B parameters).
+
+    jukebox train --config=configs/prior_5b.py --workdir=DIR --dataset=DATASET
+
+DIR has the trained VQ-VAE (or --config.vqvae=MODEL_DIR). Smoke test: --config=configs/prior_5b.py:runlocal"""
+
+from jukebox_jax import config, presets
+
+
+def get_config(arg=""):
+    arg = config.parse_arg(arg, runlocal=False)
+    c = config.prior(presets.PRIOR_5B)
+    c.batch_size, c.steps = 512, 300_000
+    c.mesh.data, c.mesh.fsdp = 1, -1
+    c.loss_chunks, c.optimizer.beta2 = 16, 0.925
+    c.save_every = c.evaluate_every = c.sample_every = 5_000
+    return config.shrink(c) if arg.runlocal else c

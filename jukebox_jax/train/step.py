@@ -1,0 +1,83 @@
+"""One training step: gradients, optimiser, weight average. Pure; ``loop.py`` jits it with shardings and donation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jukebox_jax.train.optimizer import update_ema
+from jukebox_jax.train.state import TrainState
+
+Loss = Callable[..., tuple[jax.Array, tuple[dict[str, jax.Array], Any]]]
+
+
+def make_step(
+    loss: Loss,
+    transform: optax.GradientTransformation,
+    *,
+    ema_decay: float,
+    ema_every: int = 1,
+    accumulate: int = 1,
+) -> Callable[[TrainState, Any, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
+    """``step(state, frozen, batch, rng) -> (state, metrics)``.
+
+    ``loss`` is a ``Task``'s. ``rng`` is the run's key; the step folds its own number in. With ``accumulate`` the batch
+    is cut into that many parts whose gradients are averaged (codebooks are updated by each part in turn). A step whose
+    loss or gradients are not finite changes nothing but the step number, so a run that stops there keeps a good state.
+    """
+    grads_of = jax.value_and_grad(loss, has_aux=True)
+
+    def step(state: TrainState, frozen: Any, batch: Any, rng: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+        rng = jax.random.fold_in(rng, state.step)
+        if accumulate == 1:
+            (value, (metrics, model_state)), grads = grads_of(state.params, state.model_state, frozen, batch, rng)
+        else:
+            value, metrics, model_state, grads = _accumulated(grads_of, accumulate, state, frozen, batch, rng)
+        finite = jnp.isfinite(value)
+        grads = jax.tree.map(lambda g: jnp.where(finite, g, jnp.nan), grads)
+        updates, optimizer = transform.update(grads, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        changed = optimizer.count != state.optimizer.count
+        ema = update_ema(state.ema, params, optimizer.count, ema_decay, ema_every)
+        new = TrainState(
+            state.step + 1,
+            params,
+            _select(changed, ema, state.ema),
+            optimizer,
+            _select(jnp.isfinite(optimizer.grad_norm), model_state, state.model_state),
+        )
+        report = {"grad_norm": optimizer.grad_norm, "learning_rate": optimizer.learning_rate}
+        return new, {"loss": value, **metrics, **report}
+
+    return step
+
+
+def _accumulated(grads_of: Callable, parts: int, state: TrainState, frozen: Any, batch: Any, rng: jax.Array) -> tuple:
+    """Averages over sub-batches. Each takes every ``parts``-th example, so that it is spread over all devices."""
+    split = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1), batch)
+
+    def body(carry: tuple, inputs: tuple) -> tuple[tuple, None]:
+        model_state, total = carry
+        part, index = inputs
+        (value, (metrics, model_state)), grads = grads_of(
+            state.params, model_state, frozen, part, jax.random.fold_in(rng, index)
+        )
+        total = jax.tree.map(lambda t, x: t + x / parts, total, (value, metrics, grads))
+        return (model_state, total), None
+
+    first = jax.tree.map(lambda x: x[0], split)
+    shapes = jax.eval_shape(grads_of, state.params, state.model_state, frozen, first, rng)
+    (value, (metrics, _)), grads = shapes
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (value, metrics, grads))
+    (model_state, (value, metrics, grads)), _ = jax.lax.scan(
+        body, (state.model_state, zeros), (split, jnp.arange(parts))
+    )
+    return value, metrics, model_state, grads
+
+
+def _select(condition: jax.Array, new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda n, o: jnp.where(condition, n, o), new, old)
