@@ -34,7 +34,7 @@ class Labeller:
         self,
         labels: presets.Labels | None,
         vocabulary: Vocabulary | None,
-        window_samples: int,
+        window_samples: int | np.integer,
         *,
         strict: bool = False,
         compat: bool = False,
@@ -87,7 +87,7 @@ class Labeller:
         return np.stack(rows) if rows else np.zeros((0, self.columns), np.int64), list(infos)
 
     def window(
-        self, y: Int[np.ndarray, "columns"], info: Mapping[str, Any], start_samples: int
+        self, y: Int[np.ndarray, "columns"], info: Mapping[str, Any], start_samples: int | np.integer
     ) -> tuple[Int64[np.ndarray, "columns"], Int64[np.ndarray, "l"] | None]:
         """The row when the window starts ``start_samples`` after that of ``y``, the row that ``label`` made.
 
