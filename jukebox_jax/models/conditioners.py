@@ -1,0 +1,100 @@
+"""What a prior is conditioned on: labels and timing, and the codes of the level above (spec/prior.md 6-7)."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jukebox_jax import presets
+from jukebox_jax.models.layers import LayerNorm
+from jukebox_jax.models.resnet import DecoderConvBlock
+
+
+class UpperCodes(nn.Module):
+    """Codes of the level above, upsampled by a WaveNet-like stack to one vector per code of this level. float32."""
+
+    config: presets.Conditioner
+    codebook_size: int
+    width: int
+    init_scale: float
+
+    @nn.compact
+    def __call__(self, codes: Int[Array, "b u"]) -> Float[Array, "b t d"]:
+        c = self.config
+        table = self.param("embedding", nn.initializers.normal(0.02 * self.init_scale), (self.codebook_size, self.width))
+        x = DecoderConvBlock(
+            out_dim=self.width, down_depth=c.down_depth, stride=c.stride, width=c.width, depth=c.depth,
+            hidden_ratio=c.hidden_ratio, growth=c.dilation_growth, cycle=c.dilation_cycle,
+            residual_scale=c.residual_scale, zero_init=c.zero_init, reverse=False, name="upsampler",
+        )(table[codes])  # fmt: skip
+        return LayerNorm(name="norm")(x)
+
+
+class LabelEmbedding(nn.Module):
+    """Artist and summed genre vectors (the start token); at the top level also a timing vector per position."""
+
+    config: presets.Labels
+    width: int
+    init_scale: float
+    num_positions: int
+    window_samples: int
+    timing: bool
+
+    def setup(self):
+        init = nn.initializers.normal(0.01 * self.init_scale)
+        c, table = self.config, lambda name, rows: self.param(name, init, (rows, self.width))
+        self.genre, self.artist = table("genre", c.num_genres), table("artist", c.num_artists)
+        if self.timing:
+            names = ("total_length", "absolute_position", "relative_position")
+            self.total_length, self.absolute, self.relative = (table(name, c.time_bins) for name in names)
+
+    def start(self, y: Int[Array, "b cols"]) -> Float[Array, "b d"]:
+        """Artist vector plus the sum (not the mean) of the vectors of the genres that are there."""
+        genres = y[:, 4 : 4 + self.config.max_genres]
+        present = (genres >= 0)[..., None]
+        return self.artist[y[:, 3]] + jnp.sum(jnp.where(present, self.genre[jnp.maximum(genres, 0)], 0.0), axis=1)
+
+    def positions(self, y: Int[Array, "b cols"]) -> Float[Array, "b t d"]:
+        """Timing vectors of every position of the window; float32 bins, as the original's."""
+        total, absolute, relative = timing_bins(self.config, y, self.num_positions)
+        return self.total_length[total] + self.absolute[absolute] + self.relative[relative]
+
+
+def timing_bins(config: presets.Labels, y: Int[Array, "b cols"], num_positions: int):
+    """Bins of total length (b, 1), absolute and relative position (b, t): spec/prior.md section 7.
+
+    The order of the float32 operations decides at bin edges, so the compiler may not contract or reassociate them:
+    every product and quotient stands behind a barrier.
+    """
+    assert config.min_duration is not None and config.max_duration is not None, "timing needs the range of durations"
+    low, high = config.min_duration * config.sample_rate, config.max_duration * config.sample_rate
+    total = y[:, :1].astype(jnp.float32)
+    start, end = y[:, 1:2].astype(jnp.float32), (y[:, 1:2] + y[:, 2:3]).astype(jnp.float32)
+    relative_end = jnp.clip(_exact(end / total), 0.0, 1.0)
+    bins = config.time_bins
+    return (
+        _bins(total, low, high, bins),
+        _bins(_spread(start, end, num_positions), 0.0, high, bins),
+        _bins(_spread(_exact(start / total), relative_end, num_positions), 0.0, 1.0, bins),
+    )
+
+
+def _exact(x: Array) -> Array:
+    """Keep an intermediate rounded as it stands: no fused multiply-add, no reciprocal."""
+    return jax.lax.optimization_barrier(x)
+
+
+def _spread(start: Float[Array, "b 1"], end: Float[Array, "b 1"], count: int) -> Float[Array, "b t"]:
+    if count == 1:
+        return start
+    fraction = _exact(jnp.asarray(np.arange(count, dtype=np.float32) / np.float32(count))[None])
+    return start + _exact((end - start) * fraction)
+
+
+def _bins(position: Float[Array, "b t"], low: float, high: float, count: int) -> Int[Array, "b t"]:
+    width = _exact(jnp.full((1, 1), high - low, jnp.float32))
+    fraction = _exact((position - jnp.float32(low)) / width)
+    return jnp.clip(jnp.floor(count * fraction).astype(jnp.int32), 0, count - 1)

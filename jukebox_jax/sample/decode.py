@@ -1,0 +1,127 @@
+"""Cached decoding of one window: a prefill, then a scan over tokens in chunks of a fixed size.
+
+The draw at music position p of the level (window start + place in the window) uses ``fold_in(key of the item, p)``: a
+sample depends on its own key and conditioning only, not on the batch it stands in, nor on how the work is cut.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jukebox_jax.models.prior import Conditioning, Prior
+from jukebox_jax.ops.logits import Settings, sample
+from jukebox_jax.types import UserError
+
+CHUNK = 256  # tokens per compiled scan; a shorter rest runs past the end of the window and is cut off
+
+
+class Drawn(NamedTuple):
+    """Result of ``sample_window``."""
+
+    codes: Int[Array, "b t"]  # given and new codes of the window
+    raw: Int[Array, "b m"]  # the new draws in the model's vocabulary (merged lyrics: may be lyric ids)
+    logits: Float[Array, "b m v"] | None  # what each new draw saw, if asked for
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def condition(model: Prior, params, y, upper_codes) -> Conditioning:
+    """The conditioning of one window; see ``Prior.condition``."""
+    return model.apply({"params": params}, y, upper_codes, method="condition")
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def empty_cache(model: Prior, batch: int, params, cond: Conditioning):
+    """Caches before position 0."""
+    return model.apply({"params": params}, batch, cond, method="init_cache")
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def prefill(model: Prior, params, tokens: Int[Array, "b t"], cond: Conditioning, known):
+    """Caches for position ``known``, after one forward over the (padded) tokens before it."""
+    return model.apply({"params": params}, tokens, cond, known, method="prefill")
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=5)
+def decode(
+    model: Prior, num_steps: int, settings: Settings, keep_logits: bool,
+    params, cache, cond: Conditioning, token: Int[Array, " b"], keys, position, offset,
+):  # fmt: skip
+    """Draw ``num_steps`` tokens from sequence position ``position`` on.
+
+    ``offset`` (b,) or scalar: what to add to a sequence position to get the position that the key is folded with.
+    Returns the drawn tokens (b, num_steps), their logits (or None) and the caches.
+    """
+
+    def step(carry, t):
+        cache, token = carry
+        logits, cache = model.apply({"params": params}, token, cond, cache, t, method="step")
+        folded = jax.vmap(jax.random.fold_in)(keys, jnp.broadcast_to(t + offset, token.shape))
+        token = sample(folded, logits, settings.temperature, settings.top_k, settings.top_p)
+        return (cache, token), (token, logits if keep_logits else None)
+
+    (cache, _), (tokens, logits) = jax.lax.scan(step, (cache, token), position + jnp.arange(num_steps))
+    return tokens.T, None if logits is None else jnp.swapaxes(logits, 0, 1), cache
+
+
+def sample_window(
+    model: Prior, params, codes: Int[Array, "b p"], y, upper_codes, keys, *, start, num_steps: int,
+    settings: Settings = Settings(), progress: Callable[[int], None] | None = None, keep_logits: bool = False,
+    chunk: int = CHUNK,
+) -> Drawn:  # fmt: skip
+    """Continue the codes of one window.
+
+    Args:
+        codes: the window's codes that are known already (p may be 0).
+        y: label rows (b, cols) of this window, or None for a model without labels.
+        upper_codes: codes (b, u) of the level above for the whole window, or None at the top.
+        keys: one typed PRNG key per item (b,).
+        start: position of the window in its level, scalar or per item: where the draws' keys are counted from.
+        num_steps: new codes to draw; given and new codes must fit the context.
+        progress: called with the number of codes drawn so far after every chunk.
+
+    Raises:
+        UserError: the window is too long for the context.
+    """
+    config = model.config
+    batch, given = codes.shape
+    if given + num_steps > config.context_length:
+        raise UserError(f"{given} + {num_steps} codes do not fit a context of {config.context_length}")
+    codes = jnp.asarray(codes, jnp.int32)
+    cond = condition(model, params, y, upper_codes)
+    prefix = codes if not config.merged_lyrics else _merge(cond.lyric_tokens, codes, config.lyrics.vocab_size)
+    known = prefix.shape[1]
+    if known:
+        block = config.transformer.block_length if config.transformer.num_blocks else known
+        padded = jnp.pad(prefix, ((0, 0), (0, -known % block)))
+        cache = prefill(model, params, padded, cond, known)
+        token = prefix[:, -1]
+    else:
+        cache = empty_cache(model, batch, params, cond)
+        token = jnp.zeros(batch, jnp.int32)
+    drawn, logits = [], []
+    offset = jnp.asarray(start, jnp.int32) - config.merged_lyrics
+    for done in range(0, num_steps, chunk):
+        tokens, seen, cache = decode(
+            model, min(chunk, num_steps), settings, keep_logits, params, cache, cond, token, keys, known + done, offset
+        )
+        token = tokens[:, -1]
+        drawn.append(tokens)
+        logits.append(seen)
+        if progress is not None:
+            jax.block_until_ready(tokens)
+            progress(min(done + chunk, num_steps))
+    raw = jnp.concatenate(drawn, axis=1)[:, :num_steps] if drawn else jnp.zeros((batch, 0), jnp.int32)
+    shift = config.vocab_size - config.codebook_size  # lyric ids come first in a merged vocabulary
+    music = jnp.maximum(raw - shift, 0)
+    seen = jnp.concatenate(logits, axis=1)[:, :num_steps] if keep_logits and logits else None
+    return Drawn(jnp.concatenate([codes, music], axis=1), raw, seen)
+
+
+def _merge(lyrics, codes, lyric_vocabulary: int):
+    return jnp.concatenate([lyrics, codes + lyric_vocabulary], axis=1)
