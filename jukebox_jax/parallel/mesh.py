@@ -1,0 +1,99 @@
+"""Processes and devices: who takes part, and how the devices are arranged.
+
+Axes: ``data`` replicates the model, ``fsdp`` shards parameters and the batch, ``tensor`` shards heads and hidden units.
+With several slices ``data`` (or, if it is 1, ``fsdp``) runs across the slow network between them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh
+
+from jukebox_jax.types import UserError
+
+AXES = ("data", "fsdp", "tensor")
+_PROCESS_COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")  # set by the launchers that jax detects
+_TPU_DEVICES = ("/dev/accel0", "/dev/vfio/0")
+
+
+def initialize(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
+    """Join the other processes of this job, if there are any. Call before any other use of jax.
+
+    On a TPU, under Slurm and under OpenMPI all three arguments are detected; elsewhere give all three, or none for a
+    job of one process.
+
+    Raises:
+        UserError: some of the three are given, others not.
+    """
+    given = [x is not None for x in (coordinator, num_processes, process_id)]
+    if any(given):
+        if not all(given):
+            raise UserError("give all of --coordinator=HOST:PORT, --num_processes and --process_id, or none of them")
+        jax.distributed.initialize(coordinator, num_processes, process_id, initialization_timeout=60)
+    elif _launched():
+        jax.distributed.initialize()
+
+
+def _launched() -> bool:
+    """Whether a launcher that jax can ask has started this process among others, or this is a TPU host."""
+    if any(int(os.environ.get(name, "1")) > 1 for name in _PROCESS_COUNTS):
+        return True
+    on_tpu = any(os.path.exists(path) for path in _TPU_DEVICES)
+    return on_tpu and os.environ.get("JAX_PLATFORMS", "tpu").startswith("tpu")
+
+
+def make_mesh(
+    shape: dict[str, int] | None = None, devices: Sequence[Any] | None = None, num_slices: int = 1
+) -> Mesh:
+    """A mesh over ``data``, ``fsdp`` and ``tensor``.
+
+    Args:
+        shape: sizes of the axes; missing ones are 1, and one may be -1: what the devices leave for it.
+            Without a shape all devices go to ``fsdp``.
+        devices: default all; may be those of an ahead-of-time topology.
+        num_slices: TPU slices (joined by the data-centre network) that the devices come from.
+
+    Raises:
+        UserError: the sizes do not multiply to the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    shape = {"fsdp": -1} if shape is None else dict(shape)
+    unknown = set(shape) - set(AXES)
+    if unknown:
+        raise UserError(f"unknown mesh axis {sorted(unknown)[0]!r}: allowed are {', '.join(AXES)}")
+    sizes = [int(shape.get(axis, 1)) for axis in AXES]
+    rest = math.prod(s for s in sizes if s != -1)
+    if sizes.count(-1) == 1 and rest > 0 and len(devices) % rest == 0:
+        sizes = [len(devices) // rest if s == -1 else s for s in sizes]
+    if -1 in sizes or math.prod(sizes) != len(devices):
+        wanted = " x ".join(f"{a}={s}" for a, s in zip(AXES, sizes, strict=True))
+        raise UserError(f"mesh {wanted} does not fit {len(devices)} devices: the sizes must multiply to {len(devices)}")
+    return Mesh(_arrange(devices, sizes, num_slices), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _arrange(devices: list, sizes: list[int], num_slices: int) -> np.ndarray:
+    if num_slices > 1:
+        across = next((i for i in (0, 1) if sizes[i] % num_slices == 0), None)
+        if across is None:
+            raise UserError(f"{num_slices} slices need a data or fsdp axis that they divide, not {sizes[0]} and {sizes[1]}")
+        outer = [num_slices if i == across else 1 for i in range(3)]
+        inner = [s // o for s, o in zip(sizes, outer, strict=True)]
+        return mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
+    if devices[0].platform == "tpu" and len(devices) > 1:
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return np.asarray(devices).reshape(sizes)
+
+
+@contextlib.contextmanager
+def use(mesh: Mesh):
+    """Make ``mesh`` the one that ``sharding.constrain`` speaks of."""
+    with jax.set_mesh(mesh):
+        yield mesh
