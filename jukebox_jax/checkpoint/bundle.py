@@ -28,6 +28,7 @@ from etils import epath
 
 from jukebox_jax import presets
 from jukebox_jax.checkpoint.mismatch import require_match
+from jukebox_jax.checkpoint.stream import StoredArray, StreamedArray, open_array, stream_checkpointer
 from jukebox_jax.types import UserError, choose
 
 FORMAT = 1
@@ -103,8 +104,9 @@ def save_component(
 ) -> None:
     """Write one component and its preset. All processes call it; the first one writes ``model.json``.
 
-    ``variables`` is ``{"params": ...}`` (with ``"codebook"`` for the VQ-VAE) of jax or numpy arrays, or of the lazy
-    leaves of ``checkpoint/stream.py``. ``provenance`` replaces what was known of this component's origin.
+    ``variables`` is ``{"params": ...}`` (with ``"codebook"`` for the VQ-VAE) of jax or numpy arrays, or of
+    ``StreamedArray`` alone, which are written piece by piece. ``provenance`` replaces what was known of this
+    component's origin.
     """
     _check_component(component)
     kind = VQVAE if isinstance(preset, presets.VQVAE) else prior_component(preset.level)
@@ -115,7 +117,8 @@ def save_component(
         load_description(directory)  # refuse to touch a damaged or newer directory
     directory.mkdir(parents=True, exist_ok=True)
     target, staged = directory / component, directory / f"{component}.new"
-    with _checkpointer() as checkpointer:
+    streamed = any(isinstance(leaf, StreamedArray) for leaf in jax.tree.leaves(variables))
+    with stream_checkpointer() if streamed else _checkpointer() as checkpointer:
         checkpointer.save(staged, args=ocp.args.PyTreeSave(variables), force=True)  # type: ignore[call-arg]
     if jax.process_index() == 0:
         if target.exists():
@@ -170,6 +173,16 @@ def load_component(
             return checkpointer.restore(path, args=ocp.args.PyTreeRestore(item, restore_args=restore_args))  # type: ignore[call-arg]
         except (ValueError, OSError, KeyError) as error:
             raise UserError(f"{path} could not be read: {_one_line(error)}") from error
+
+
+def open_component(directory: epath.PathLike, component: str) -> Any:
+    """The component's tree with leaves that stay on disk: index one (``StoredArray``) to read that part."""
+    stored, path = component_shapes(directory, component), _component_path(directory, component)
+
+    def leaf(keys: Any, _: Any) -> StoredArray:
+        return open_array(path, [str(key.key) for key in keys])
+
+    return jax.tree_util.tree_map_with_path(leaf, stored)
 
 
 def _default_dtype(leaf: Any) -> Any:

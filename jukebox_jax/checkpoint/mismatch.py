@@ -22,7 +22,7 @@ def mismatch_table(found: Mapping[str, Shape], expected: Mapping[str, Shape]) ->
     ]
     rows: list[tuple[str, str, str]] = []
     for kind, entries in (("missing", missing), ("extra", extra), ("other shape", other)):
-        rows += [(kind, name, detail) for name, detail in entries[:SHOWN]]
+        rows += [(kind, name if name.isprintable() else repr(name), detail) for name, detail in entries[:SHOWN]]
         if len(entries) > SHOWN:
             rows.append((kind, f"... and {len(entries) - SHOWN} more", ""))
     if not rows:
