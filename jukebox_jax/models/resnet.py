@@ -192,9 +192,9 @@ class EncoderConvBlock(nn.Module):
 
 
 class DecoderConvBlock(nn.Module):
-    """A width-3 convolution to ``width``, then ``down_depth`` stages, the last to ``out_dim``: length * stride ** down_depth.
+    """A width-3 convolution to ``width``, then ``down_depth`` stages, the last to ``out_dim``.
 
-    Without stages the block is the identity.
+    The length grows by ``stride ** down_depth``. Without stages the block is the identity.
     """
 
     out_dim: int

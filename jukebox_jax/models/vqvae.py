@@ -71,7 +71,7 @@ class Codebook(nn.Module):
 class VQVAE(nn.Module):
     """The VQ-VAE of a preset. Variables: ``params`` and ``codebook`` (``level_{i}``: codebook, sum, count).
 
-    ``dtype`` is what the convolutions compute in; parameters, codebook, distances, and all inputs and outputs are float32.
+    ``dtype`` is what the convolutions compute in; parameters, codebook, distances, inputs and outputs are float32.
     The training forward is ``models/vqvae_loss.py``; long audio is ``models/vqvae_stream.py``.
     """
 
@@ -127,11 +127,10 @@ def check(config: Config) -> None:
     for field in ("strides", "multipliers"):
         values = getattr(config, field)
         if values is not None and len(values) != config.levels:
-            raise UserError(
-                f"{field} {values} has {len(values)} entries for {config.levels} levels (down_depths {config.down_depths})"
-            )
+            raise UserError(f"{field} {values}: {config.levels} entries are needed, one per entry of down_depths")
     for stride, depth in zip(config.strides, config.down_depths, strict=True):
         if depth and (stride < 2 or stride % 2):
             raise UserError(
-                f"strides {config.strides}: {stride} is odd, and decoding would not return the length; use an even stride such as {stride + 1}"
+                f"strides {config.strides}: {stride} would not decode to the encoded length; "
+                f"only even strides do, the nearest is {max(2, stride + 1)}"
             )

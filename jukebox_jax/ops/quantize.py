@@ -1,4 +1,4 @@
-"""Vector quantisation: nearest code, exponential-moving-average codebook, revival of dead codes (spec/vqvae.md section 2).
+"""Vector quantisation: nearest code, moving-average codebook, revival of dead codes (spec/vqvae.md section 2).
 
 Everything is float32. Sums over vectors are plain reductions: under ``jit`` with the vectors sharded over devices they
 are sums over all devices, and no collective is written here.
@@ -40,9 +40,9 @@ def dequantize(codes: Int[Array, "*b"], codebook: Float[Array, "k e"]) -> Float[
 def candidates(rng: jax.Array, vectors: Float[Array, "m e"], size: int) -> Float[Array, "{size} e"]:
     """``size`` vectors of the data, to start or revive codes with.
 
-    With fewer vectors than ``size`` they are repeated, with a little noise, N(0, (0.01 / sqrt(e))^2). Otherwise one vector is
-    drawn from each of ``size`` equal stretches, in random order: distinct, like the first rows of a permutation, without
-    sorting all of them on every device.
+    With fewer vectors than ``size`` they are repeated, with a little noise, N(0, (0.01 / sqrt(e))^2). Otherwise one
+    vector is drawn from each of ``size`` equal stretches, in random order: distinct, like the first rows of a
+    permutation, without sorting all of them on every device.
     """
     rows, width = vectors.shape
     pick_rng, order_rng, noise_rng = jax.random.split(rng, 3)
@@ -63,8 +63,8 @@ def init_codebook(candidates: Float[Array, "k e"]) -> CodebookState:
 def restore_state(codebook: Float[Array, "k e"], length_per_level: int, world_size: int = 1) -> CodebookState:
     """Running sums for a codebook from a checkpoint, which has none: every code counts as used equally often.
 
-    ``length_per_level`` is the number of codes of this level in one training example (batch size is not counted, as in the
-    original), ``world_size`` the number of devices.
+    ``length_per_level`` is the number of codes of this level in one training example (batch size is not counted, as in
+    the original), ``world_size`` the number of devices.
     """
     expected = length_per_level * world_size / codebook.shape[0]
     return CodebookState(codebook, codebook * expected, jnp.full(codebook.shape[0], expected, codebook.dtype))
@@ -80,12 +80,12 @@ def update(
 ) -> tuple[CodebookState, dict[str, Float[Array, ""]]]:
     """One step of the moving average. Codes whose count falls below ``threshold`` become candidates.
 
-    The sums of a revived code are kept, as in the original. Metrics: ``entropy`` (nats) and ``used_curr`` (codes used in this
-    batch), ``usage`` (codes alive), ``dk`` (root mean square change of the codebook).
+    The sums of a revived code are kept, as in the original. Metrics: those of ``usage_metrics``, ``usage`` (codes alive)
+    and ``dk`` (root mean square change of the codebook).
     """
     size = state.codebook.shape[0]
     sums = jax.ops.segment_sum(vectors, codes, size)
-    counts = jax.ops.segment_sum(jnp.ones(codes.shape, jnp.float32), codes, size)
+    counts = code_counts(codes, size)
     new_sum = decay * state.sum + (1 - decay) * sums
     new_count = decay * state.count + (1 - decay) * counts
     alive = new_count >= threshold
@@ -94,16 +94,56 @@ def update(
     counted = new_count > 1e-30
     mean = jnp.where(counted[:, None], new_sum / jnp.where(counted, new_count, 1)[:, None], state.codebook)
     codebook = jnp.where(alive[:, None], mean, candidates)
-    share = counts / jnp.sum(counts)
-    metrics = {
-        "entropy": -jnp.sum(share * jnp.log(share + 1e-8)),
-        "used_curr": jnp.sum(counts >= threshold).astype(jnp.float32),
+    metrics = usage_metrics(counts, threshold) | {
         "usage": jnp.sum(alive).astype(jnp.float32),
         "dk": jnp.sqrt(jnp.mean((codebook - state.codebook) ** 2)),
     }
     return CodebookState(codebook, new_sum, new_count), metrics
 
 
+def code_counts(codes: Int[Array, " m"], size: int) -> Float[Array, "{size}"]:
+    """How often each code occurs."""
+    return jax.ops.segment_sum(jnp.ones(codes.shape, jnp.float32), codes, size)
+
+
+def usage_metrics(counts: Float[Array, " k"], threshold: float) -> dict[str, Float[Array, ""]]:
+    """``entropy`` (nats) of a batch's codes, and ``used_curr``: how many occur at least ``threshold`` times."""
+    share = counts / jnp.sum(counts)
+    return {
+        "entropy": -jnp.sum(share * jnp.log(share + 1e-8)),
+        "used_curr": jnp.sum(counts >= threshold).astype(jnp.float32),
+    }
+
+
 def spread(vectors: Float[Array, "m e"]) -> Float[Array, ""]:
     """``pn``: root mean square deviation of all entries from their common mean."""
     return jnp.sqrt(jnp.mean((vectors - jnp.mean(vectors)) ** 2))
+
+
+class Draws(NamedTuple):
+    """The random part of a training step: vectors to start the codebook with, and to revive codes with."""
+
+    init: Float[Array, "k e"]
+    revival: Float[Array, "k e"]
+
+
+def draw(rng: jax.Array, vectors: Float[Array, "m e"], size: int) -> Draws:
+    """Two independent sets of ``size`` candidates."""
+    return Draws(*(candidates(r, vectors, size) for r in jax.random.split(rng)))
+
+
+def training_step(
+    state: CodebookState, vectors: Float[Array, "m e"], draws: Draws, decay: float, threshold: float
+) -> tuple[Int[Array, " m"], Float[Array, "m e"], CodebookState, dict[str, Float[Array, ""]]]:
+    """Codes, their vectors, the new state, and metrics (those of ``update``, and ``fit``, ``pn``).
+
+    A state whose counts are all zero starts from ``draws.init``. Codes and vectors are those of the codebook before the
+    update. No gradient passes: the caller adds the straight-through and commitment terms.
+    """
+    vectors = lax.stop_gradient(vectors)
+    ready = jnp.sum(state.count) > 0
+    state = jax.tree.map(lambda old, new: jnp.where(ready, old, new), state, init_codebook(draws.init))
+    codes, distance = nearest_codes(vectors, state.codebook)
+    metrics = {"fit": jnp.mean(distance), "pn": spread(vectors)}
+    new_state, update_metrics = update(state, vectors, codes, draws.revival, decay, threshold)
+    return codes, dequantize(codes, state.codebook), new_state, metrics | update_metrics
