@@ -15,14 +15,15 @@ import types
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import ml_collections
 
 from jukebox_jax import presets
 from jukebox_jax.types import UserError, choose, nearest
 
-ConfigDict = ml_collections.ConfigDict
+# Attributes of a ConfigDict can be anything, which its own annotations do not say.
+ConfigDict: TypeAlias = Any
 
 
 def vqvae(preset: presets.VQVAE) -> ConfigDict:
@@ -45,7 +46,7 @@ def prior(preset: presets.Prior) -> ConfigDict:
 
 
 def _experiment(preset: presets.VQVAE | presets.Prior) -> ConfigDict:
-    c = ConfigDict({
+    c: ConfigDict = ml_collections.ConfigDict({
         "name": "",  # empty: the config's file name
         "model": dataclasses.asdict(preset),
         "dataset": "",  # made by `jukebox dataset` (or, for priors, `jukebox encode`)
@@ -102,7 +103,7 @@ def shrink(c: ConfigDict) -> ConfigDict:
     return c
 
 
-def parse_arg(arg: str, **spec: bool | int | float | tuple[str, ...]) -> ml_collections.FrozenConfigDict:
+def parse_arg(arg: str, **spec: bool | int | float | tuple[str, ...]) -> ConfigDict:
     """What follows the colon of ``--config=FILE:arg``: comma-separated words, ``name`` or ``name=value``.
 
     ``spec`` has the default of each name. A tuple of words is a choice, its first word the default; in ``arg`` a choice
@@ -157,7 +158,7 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
 def leaves(c: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every setting as ("optimizer.beta1", 0.9)."""
     for key, value in c.items():
-        if isinstance(value, ConfigDict):
+        if isinstance(value, ml_collections.ConfigDict):
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
@@ -175,7 +176,7 @@ def _set(c: ConfigDict, name: str, text: str) -> None:
     *tables, last = name.split(".")
     table: Any = c
     for depth, key in enumerate([*tables, last]):
-        if not isinstance(table, ConfigDict):
+        if not isinstance(table, ml_collections.ConfigDict):
             where = ".".join(name.split(".")[:depth])
             raise UserError(f"config.{where} is {table!r}: it has no {key!r} to set")
         if key not in table:
@@ -187,7 +188,7 @@ def _set(c: ConfigDict, name: str, text: str) -> None:
     optional = hint is not None and type(None) in typing.get_args(hint)
     if optional and text.lower() in ("none", "null"):
         value = None
-    elif isinstance(old, ConfigDict):
+    elif isinstance(old, ml_collections.ConfigDict):
         keys = ", ".join(f"config.{name}.{key}" for key in old)
         raise UserError(
             f"config.{name} is a table: set one of {keys}" + (", or None for the whole" if optional else "")

@@ -7,7 +7,7 @@ The arrays are made where they belong: shapes first (``jax.eval_shape``), shardi
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,8 @@ def create(variables: dict[str, Any], transform: optax.GradientTransformation) -
     model_state = {name: value for name, value in variables.items() if name != "params"}
     params = variables["params"]
     ema = jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), params)  # its own buffers: both are donated
-    return TrainState(jnp.zeros((), jnp.int32), params, ema, transform.init(params), model_state)
+    optimizer = cast(AdamState, transform.init(params))
+    return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer, model_state)
 
 
 def variables(state: TrainState, *, averaged: bool = True) -> dict[str, Any]:
@@ -41,15 +42,29 @@ def variables(state: TrainState, *, averaged: bool = True) -> dict[str, Any]:
     return {"params": state.ema if averaged else state.params, **state.model_state}
 
 
-def abstract(init: Callable[..., Any], transform: optax.GradientTransformation, *args: Any) -> TrainState:
-    """Shapes and dtypes of the state that ``init(*args)``'s variables make. Nothing is computed."""
-    return jax.eval_shape(lambda *a: create(init(*a), transform), *args)
+def abstract(init: Callable[..., Any], transform: optax.GradientTransformation, rng: jax.Array) -> TrainState:
+    """Shapes and dtypes of the state that ``init(rng)``'s variables make. Nothing is computed."""
+    return jax.eval_shape(lambda rng: create(init(rng), transform), rng)
+
+
+def placed(state: TrainState, mesh: Mesh, num_heads: int | None = None) -> TrainState:
+    """An abstract state whose leaves know their shardings: what to restore into, or to lower a step for."""
+    shardings = shardings_of(state, mesh, num_heads)
+    return jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), state, shardings)
+
+
+def shardings(state: TrainState) -> TrainState:
+    """The sharding of each leaf of a (placed abstract) state."""
+    return jax.tree.map(lambda leaf: leaf.sharding, state)
 
 
 def initialize(
-    init: Callable[..., Any], transform: optax.GradientTransformation, mesh: Mesh, *args: Any
-) -> tuple[TrainState, Any]:
-    """The state, each array made in its place on ``mesh``, and its shardings."""
-    shardings = shardings_of(abstract(init, transform, *args), mesh)
-    make = jax.jit(lambda *a: create(init(*a), transform), out_shardings=shardings)
-    return make(*args), shardings
+    init: Callable[..., Any], transform: optax.GradientTransformation, rng: jax.Array, where: TrainState
+) -> TrainState:
+    """The state, each array made in its place; ``where`` is the ``placed`` abstract one."""
+    return jax.jit(lambda rng: create(init(rng), transform), out_shardings=shardings(where))(rng)
+
+
+def from_variables(variables: dict[str, Any], transform: optax.GradientTransformation, where: TrainState) -> TrainState:
+    """The state before the first step of fine-tuning ``variables``."""
+    return jax.jit(lambda v: create(v, transform), out_shardings=shardings(where))(variables)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jukebox_jax.train.optimizer import update_ema
+from jukebox_jax.train.optimizer import AdamState, update_ema
 from jukebox_jax.train.state import TrainState
 
 Loss = Callable[..., tuple[jax.Array, tuple[dict[str, jax.Array], Any]]]
@@ -39,7 +39,8 @@ def make_step(
             value, metrics, model_state, grads = _accumulated(grads_of, accumulate, state, frozen, batch, rng)
         finite = jnp.isfinite(value)
         grads = jax.tree.map(lambda g: jnp.where(finite, g, jnp.nan), grads)
-        updates, optimizer = transform.update(grads, state.optimizer, state.params)
+        updates, changed_state = transform.update(grads, state.optimizer, state.params)  # type: ignore[arg-type]
+        optimizer = cast(AdamState, changed_state)
         params = optax.apply_updates(state.params, updates)
         changed = optimizer.count != state.optimizer.count
         ema = update_ema(state.ema, params, optimizer.count, ema_decay, ema_every)
