@@ -43,7 +43,11 @@ class VQVAE:
     lmix_linf: float = 0.02
     linf_k: int = 2048
     nonrelative_spectral: bool = True
-    resolutions: tuple[tuple[int, int, int], ...] = ((2048, 240, 1200), (1024, 120, 600), (512, 50, 240))  # fft, hop, window
+    resolutions: tuple[tuple[int, int, int], ...] = (
+        (2048, 240, 1200),
+        (1024, 120, 600),
+        (512, 50, 240),
+    )  # fft, hop, window
 
     @property
     def levels(self) -> int:
@@ -143,6 +147,11 @@ class Lyrics:
     loss_fraction: float = 0.4
     encoder: Transformer | None = None  # separate only
 
+    def __post_init__(self) -> None:
+        choose("kind of lyrics", self.kind, ("separate", "merged"))
+        if (self.encoder is None) == (self.kind == "separate"):
+            raise UserError("separate lyrics need an encoder, merged lyrics have none")
+
 
 @dataclass(frozen=True)
 class Prior:
@@ -167,8 +176,18 @@ class Prior:
         return self.lyrics.num_tokens if self.lyrics and self.lyrics.kind == "merged" else 0
 
     @property
+    def separate_lyrics(self) -> typing.Any:
+        """The lyrics, if they have an encoder of their own; else None."""
+        return self.lyrics if self.lyrics and self.lyrics.kind == "separate" else None
+
+    @property
+    def lyric_vocabulary(self) -> int:
+        """Lyric ids in front of the music's in a merged vocabulary (0 unless merged)."""
+        return self.lyrics.vocab_size if self.lyrics and self.merged_lyrics else 0
+
+    @property
     def vocab_size(self) -> int:
-        return self.codebook_size + (self.lyrics.vocab_size if self.lyrics and self.merged_lyrics else 0)
+        return self.codebook_size + self.lyric_vocabulary
 
     @property
     def window_samples(self) -> int:
@@ -196,7 +215,9 @@ def _convert(hint: typing.Any, value: typing.Any) -> typing.Any:
 
 
 RELEASED_VQVAE = VQVAE()
-SMALL_VQVAE = VQVAE(sample_rate=22_050, down_depths=(5, 3), strides=(2, 2), codebook_size=1024, multipliers=None, loss="l2")
+SMALL_VQVAE = VQVAE(
+    sample_rate=22_050, down_depths=(5, 3), strides=(2, 2), codebook_size=1024, multipliers=None, loss="l2"
+)
 
 _V2 = Labels()
 _V3 = Labels("v3", 7898, 604, 1, 384, 64, 17.84, 600.0)

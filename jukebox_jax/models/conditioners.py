@@ -24,7 +24,9 @@ class UpperCodes(nn.Module):
     @nn.compact
     def __call__(self, codes: Int[Array, "b u"]) -> Float[Array, "b t d"]:
         c = self.config
-        table = self.param("embedding", nn.initializers.normal(0.02 * self.init_scale), (self.codebook_size, self.width))
+        table = self.param(
+            "embedding", nn.initializers.normal(0.02 * self.init_scale), (self.codebook_size, self.width)
+        )
         x = DecoderConvBlock(
             out_dim=self.width, down_depth=c.down_depth, stride=c.stride, width=c.width, depth=c.depth,
             hidden_ratio=c.hidden_ratio, growth=c.dilation_growth, cycle=c.dilation_cycle,

@@ -61,7 +61,9 @@ class Layer(nn.Module):
     @property
     def sizes(self) -> kv_cache.Sizes:
         c = self.config
-        return kv_cache.Sizes(c.length, c.num_blocks or 1, prime_prefix(self.prime_length, c.num_blocks), self.num_lyrics)
+        return kv_cache.Sizes(
+            c.length, c.num_blocks or 1, prime_prefix(self.prime_length, c.num_blocks), self.num_lyrics
+        )
 
     def _finish(self, x, a):
         m = self.mlp(self.norm_1(x + a))

@@ -90,8 +90,9 @@ def segments(pattern: str, depth: int) -> tuple[Segment, ...]:
 
 def locate(pattern: str, depth: int, layer: int) -> tuple[int, int, int]:
     """Layer number -> (segment, repeat, place within the group): where its parameters are stacked."""
+    first = 0
     for index, (kinds, repeats) in enumerate(segments(pattern, depth)):
-        if layer < len(kinds) * repeats:
-            return index, layer // len(kinds), layer % len(kinds)
-        layer -= len(kinds) * repeats
+        if first <= layer < first + len(kinds) * repeats:
+            return index, (layer - first) // len(kinds), (layer - first) % len(kinds)
+        first += len(kinds) * repeats
     raise IndexError(f"layer {layer} is past the last one")

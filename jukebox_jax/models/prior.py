@@ -7,7 +7,7 @@ or stand in front of the music in one sequence with one vocabulary (``merged``).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -25,10 +25,10 @@ from jukebox_jax.types import UserError
 class Conditioning(NamedTuple):
     """All that a window's codes are conditioned on. ``positions`` covers the whole sequence, merged lyrics included."""
 
-    start: Float[Array, "b d"]  # takes the place of the embedding before position 0
-    positions: Float[Array, "b t d"] | None  # added at every position
-    lyrics: Float[Array, "b l d"] | None = None  # separate lyrics, encoded
-    lyric_tokens: Int[Array, "b l"] | None = None
+    start: Any  # Float[Array, "b d"], takes the place of the embedding before position 0; None without labels
+    positions: Any  # Float[Array, "b t d"], added at every position; or None
+    lyrics: Any = None  # Float[Array, "b l d"]: separate lyrics, encoded
+    lyric_tokens: Any = None  # Int[Array, "b l"]
 
 
 class Embedding(nn.Module):
@@ -93,9 +93,9 @@ class Prior(nn.Module):
         )
         self.core = Embedding(t, c.vocab_size, has_start=c.labels is None)
         nn.share_scope(self, self.core)
-        separate = c.lyrics is not None and not c.merged_lyrics
+        separate = c.separate_lyrics
         self.transformer = Transformer(
-            t, prime_length=c.merged_lyrics, num_lyrics=c.lyrics.num_tokens if separate else 0, **options
+            t, prime_length=c.merged_lyrics, num_lyrics=separate.num_tokens if separate else 0, **options
         )
         if not c.tied_output:
             bound = t.width**-0.5
@@ -108,13 +108,13 @@ class Prior(nn.Module):
         if c.conditioner is not None:
             self.conditioner = UpperCodes(c.conditioner, c.codebook_size, t.width, t.init_scale)
         if separate:
-            encoder = c.lyrics.encoder
-            self.lyrics_encoder = LyricsEncoder(encoder, c.lyrics.vocab_size, **options)
+            encoder = separate.encoder
+            self.lyrics_encoder = LyricsEncoder(encoder, separate.vocab_size, **options)
             normal = nn.initializers.normal
             self.lyrics_projection = nn.Dense(t.width, kernel_init=normal(0.02 * encoder.init_scale))
             self.lyrics_norm = LayerNorm()
             self.lyrics_output = self.param(
-                "lyrics_output", normal(0.02 * t.init_scale), (c.lyrics.vocab_size, t.width)
+                "lyrics_output", normal(0.02 * t.init_scale), (separate.vocab_size, t.width)
             )
 
     def initialise(self):
@@ -125,7 +125,7 @@ class Prior(nn.Module):
             touched.append(self.labels.genre)
         if c.conditioner is not None:
             touched.append(self.conditioner(jnp.zeros((1, 1), jnp.int32)))
-        if c.lyrics is not None and not c.merged_lyrics:
+        if c.separate_lyrics:
             encoder = self.lyrics_encoder
             touched += [encoder.core.embedding, encoder.transformer.stacks]
             touched.append(self.lyrics_norm(self.lyrics_projection(jnp.zeros((1, encoder.config.width)))))
@@ -133,25 +133,23 @@ class Prior(nn.Module):
 
     # Conditioning
 
-    def condition(self, y: Int[Array, "b cols"] | None, upper_codes: Int[Array, "b u"] | None) -> Conditioning:
+    def condition(self, y, upper_codes) -> Conditioning:
         """Everything that does not depend on this level's codes.
 
         Args:
-            y: label rows (spec/labels.md section 5); needed if the model has labels.
-            upper_codes: codes of the level above for exactly this window; needed by upsamplers.
+            y: label rows (b, cols), int32 (spec/labels.md section 5); needed if the model has labels.
+            upper_codes: codes (b, u) of the level above for exactly this window; needed by upsamplers.
         """
         c = self.config
-        start = positions = lyrics = tokens = None
+        start = lyrics = tokens = None
+        positions: Any = None
         if c.labels is not None:
-            if y is None or y.shape[-1] != c.labels.columns:
-                raise UserError(f"this prior needs label rows of {c.labels.columns} columns, not {None if y is None else y.shape[-1]}")
+            _expect("label rows", c.labels.columns, y)
             start = self.labels.start(y)
             if c.conditioner is None:
                 positions = self.labels.positions(y)
         if c.conditioner is not None:
-            expected = c.context_length // (c.upsampling or 1)
-            if upper_codes is None or upper_codes.shape[1] != expected:
-                raise UserError(f"this prior needs {expected} codes of the level above, not {None if upper_codes is None else upper_codes.shape[1]}")
+            _expect("codes of the level above", c.context_length // (c.upsampling or 1), upper_codes)
             positions = self.conditioner(upper_codes)
         if c.lyrics is not None and y is not None:
             tokens = y[:, -c.lyrics.num_tokens :]
@@ -169,7 +167,7 @@ class Prior(nn.Module):
         """The tokens of the transformer's sequence: merged lyrics in front, music ids behind the lyric ids."""
         if not self.config.merged_lyrics:
             return codes
-        return jnp.concatenate([cond.lyric_tokens, codes + self.config.lyrics.vocab_size], axis=1)
+        return jnp.concatenate([cond.lyric_tokens, codes + self.config.lyric_vocabulary], axis=1)
 
     def _embed(self, tokens, cond: Conditioning):
         x = self.core.stream(tokens, cond.start)
@@ -184,7 +182,9 @@ class Prior(nn.Module):
 
     # Whole windows
 
-    def hidden(self, codes: Int[Array, "b t"], cond: Conditioning, num_layers: int | None = None) -> Float[Array, "b t d"]:
+    def hidden(
+        self, codes: Int[Array, "b t"], cond: Conditioning, num_layers: int | None = None
+    ) -> Float[Array, "b t d"]:
         """Output of the transformer (or of its first ``num_layers``) over the whole sequence, float32."""
         return self.transformer(self._embed(self.sequence(codes, cond), cond), cond.lyrics, num_layers)
 
@@ -207,7 +207,9 @@ class Prior(nn.Module):
         """
         c = self.config
         cond = self.condition(y, upper_codes)
-        bits = cross_entropy(self._final(codes, cond), self._output_table(), self.sequence(codes, cond), self.loss_chunks)
+        bits = cross_entropy(
+            self._final(codes, cond), self._output_table(), self.sequence(codes, cond), self.loss_chunks
+        )
         gen_loss = jnp.mean(bits[:, c.merged_lyrics :])
         if c.lyrics is None:
             return gen_loss, {"bits_per_token": gen_loss, "gen_loss": gen_loss}
@@ -250,6 +252,12 @@ class Prior(nn.Module):
             x = x + positions
         x, cache = self.transformer.step(x, cache, t)
         return self._conditioned(x, positions) @ self._output_table().T, cache
+
+
+def _expect(what: str, count: int, array) -> None:
+    if array is None or array.shape[-1] != count:
+        found = "none" if array is None else array.shape[-1]
+        raise UserError(f"this prior needs {count} columns of {what}, not {found}")
 
 
 def cross_entropy(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -43,7 +44,9 @@ class Transformer(nn.Module):
 
     def setup(self):
         self.stacks = [
-            self.param(f"segment_{i}", partial(_init_segment, [self.layer(k) for k in kinds], repeats, self.config.width))
+            self.param(
+                f"segment_{i}", partial(_init_segment, [self.layer(k) for k in kinds], repeats, self.config.width)
+            )
             for i, (kinds, repeats) in enumerate(self.segments)
         ]
 
@@ -63,11 +66,11 @@ class Transformer(nn.Module):
 
     def __call__(
         self, x: Float[Array, "b t d"], lyrics: Float[Array, "b l d"] | None = None, num_layers: int | None = None
-    ) -> Float[Array, "b t d"]:
+    ):
         """All layers, or only the first ``num_layers``, over a stream of whole blocks."""
 
         def forward(layer, params, x):
-            return layer.apply({"params": params}, x, lyrics), None
+            return jnp.asarray(layer.apply({"params": params}, x, lyrics)), None
 
         return self._run(forward, x, num_layers)[0].astype(jnp.float32)
 
@@ -114,12 +117,13 @@ class Transformer(nn.Module):
 
         return {
             f"segment_{i}": {
-                f"layer_{j}": empty(self.layer(kind), self.stacks[i][f"layer_{j}"], repeats) for j, kind in enumerate(kinds)
+                f"layer_{j}": empty(self.layer(kind), self.stacks[i][f"layer_{j}"], repeats)
+                for j, kind in enumerate(kinds)
             }
             for i, (kinds, repeats) in enumerate(self.segments)
         }
 
-    def step(self, x: Float[Array, "b d"], caches, t) -> tuple[Float[Array, "b d"], dict]:
+    def step(self, x: Float[Array, "b d"], caches, t) -> Any:
         """One position t through all layers, with the caches written in place."""
         x, out = x.astype(self.dtype), {}
         for i, (kinds, repeats) in enumerate(self.segments):
@@ -129,7 +133,9 @@ class Transformer(nn.Module):
                 params, index = inputs
                 for j, kind in enumerate(kinds):
                     name = f"layer_{j}"
-                    x, updated = self.layer(kind).apply({"params": params[name]}, x, cache[name], index, t, method="step")
+                    x, updated = self.layer(kind).apply(
+                        {"params": params[name]}, x, cache[name], index, t, method="step"
+                    )
                     cache = {**cache, name: updated}
                 return (x, cache), None
 
@@ -139,13 +145,13 @@ class Transformer(nn.Module):
             )  # fmt: skip
         return x.astype(jnp.float32), out
 
-    def attention_weights(self, x: Float[Array, "b t d"], lyrics, layer: int, head: int) -> Float[Array, "b t s"]:
+    def attention_weights(self, x: Float[Array, "b t d"], lyrics, layer: int, head: int) -> Any:
         """Attention probabilities of one head of a cross- or prime-attention layer."""
         segment, repeat, place = locate(self.config.pattern, self.config.depth, layer)
         kind = self.segments[segment].kinds[place]
         if kind not in (Kind.LYRICS, Kind.PRIME):
             raise UserError(f"layer {layer} has {kind.value} attention: only lyrics and prime layers can align lyrics")
-        x = self(x, lyrics, num_layers=layer).astype(self.dtype)
+        x = jnp.asarray(self(x, lyrics, num_layers=layer), self.dtype)
         params = jax.tree.map(lambda p: p[repeat], self.stacks[segment][f"layer_{place}"])
         return self.layer(kind).apply({"params": params}, x, lyrics, head, method="attention_weights")
 

@@ -77,7 +77,9 @@ def spread(q, k, v, *, num_heads: int, num_blocks: int, count: int = 1):
     ends = (np.arange(num_blocks - 1)[:, None] * c + np.arange(c - count, c)).reshape(-1)
     ends = np.concatenate([np.full(count, -1), ends])  # the zero keys stand before everything
     k, v = (
-        jnp.pad(to_blocks(x, num_blocks)[:, :-1, -count:].reshape(x.shape[0], -1, x.shape[-1]), ((0, 0), (count, 0), (0, 0)))
+        jnp.pad(
+            to_blocks(x, num_blocks)[:, :-1, -count:].reshape(x.shape[0], -1, x.shape[-1]), ((0, 0), (count, 0), (0, 0))
+        )
         for x in (k, v)
     )
     return _attend(q, k, v, num_heads, ends <= np.arange(length)[:, None])

@@ -50,9 +50,7 @@ def _launched() -> bool:
     return on_tpu and os.environ.get("JAX_PLATFORMS", "tpu").startswith("tpu")
 
 
-def make_mesh(
-    shape: dict[str, int] | None = None, devices: Sequence[Any] | None = None, num_slices: int = 1
-) -> Mesh:
+def make_mesh(shape: dict[str, int] | None = None, devices: Sequence[Any] | None = None, num_slices: int = 1) -> Mesh:
     """A mesh over ``data``, ``fsdp`` and ``tensor``.
 
     Args:
@@ -83,7 +81,9 @@ def _arrange(devices: list, sizes: list[int], num_slices: int) -> np.ndarray:
     if num_slices > 1:
         across = next((i for i in (0, 1) if sizes[i] % num_slices == 0), None)
         if across is None:
-            raise UserError(f"{num_slices} slices need a data or fsdp axis that they divide, not {sizes[0]} and {sizes[1]}")
+            raise UserError(
+                f"{num_slices} slices need a data or fsdp axis that they divide, not {sizes[0]} and {sizes[1]}"
+            )
         outer = [num_slices if i == across else 1 for i in range(3)]
         inner = [s // o for s, o in zip(sizes, outer, strict=True)]
         return mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)

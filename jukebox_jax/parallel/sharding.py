@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 Logical = tuple[str | None, ...]
 
@@ -60,7 +60,9 @@ def logical(path: tuple[str, ...], ndim: int) -> Logical:
     return (None,) * ndim
 
 
-def spec(axes: Logical, shape: tuple[int, ...], mesh: Mesh, num_heads: int | None = None) -> PartitionSpec:
+def spec(
+    axes: Logical, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, num_heads: int | None = None
+) -> PartitionSpec:
     """Logical axes to mesh axes, leaving whole what the mesh does not divide.
 
     A head is never split: where ``num_heads`` is not divisible by the ``tensor`` axis, ``qkv`` and ``heads`` stay whole

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from jukebox_jax.models.prior import Conditioning, Prior
 from jukebox_jax.ops.logits import Settings, sample
@@ -21,16 +21,19 @@ from jukebox_jax.types import UserError
 CHUNK = 256  # tokens per compiled scan; a shorter rest runs past the end of the window and is cut off
 
 
+_PLAIN = Settings()
+
+
 class Drawn(NamedTuple):
     """Result of ``sample_window``."""
 
     codes: Int[Array, "b t"]  # given and new codes of the window
     raw: Int[Array, "b m"]  # the new draws in the model's vocabulary (merged lyrics: may be lyric ids)
-    logits: Float[Array, "b m v"] | None  # what each new draw saw, if asked for
+    logits: Any  # Float[Array, "b m v"], what each new draw saw; None unless asked for
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def condition(model: Prior, params, y, upper_codes) -> Conditioning:
+def condition(model: Prior, params, y, upper_codes) -> Any:
     """The conditioning of one window; see ``Prior.condition``."""
     return model.apply({"params": params}, y, upper_codes, method="condition")
 
@@ -71,7 +74,7 @@ def decode(
 
 def sample_window(
     model: Prior, params, codes: Int[Array, "b p"], y, upper_codes, keys, *, start, num_steps: int,
-    settings: Settings = Settings(), progress: Callable[[int], None] | None = None, keep_logits: bool = False,
+    settings: Settings = _PLAIN, progress: Callable[[int], None] | None = None, keep_logits: bool = False,
     chunk: int = CHUNK,
 ) -> Drawn:  # fmt: skip
     """Continue the codes of one window.
@@ -94,7 +97,7 @@ def sample_window(
         raise UserError(f"{given} + {num_steps} codes do not fit a context of {config.context_length}")
     codes = jnp.asarray(codes, jnp.int32)
     cond = condition(model, params, y, upper_codes)
-    prefix = codes if not config.merged_lyrics else _merge(cond.lyric_tokens, codes, config.lyrics.vocab_size)
+    prefix = codes if not config.merged_lyrics else _merge(cond.lyric_tokens, codes, config.lyric_vocabulary)
     known = prefix.shape[1]
     if known:
         block = config.transformer.block_length if config.transformer.num_blocks else known
@@ -117,8 +120,7 @@ def sample_window(
             jax.block_until_ready(tokens)
             progress(min(done + chunk, num_steps))
     raw = jnp.concatenate(drawn, axis=1)[:, :num_steps] if drawn else jnp.zeros((batch, 0), jnp.int32)
-    shift = config.vocab_size - config.codebook_size  # lyric ids come first in a merged vocabulary
-    music = jnp.maximum(raw - shift, 0)
+    music = jnp.maximum(raw - config.lyric_vocabulary, 0)
     seen = jnp.concatenate(logits, axis=1)[:, :num_steps] if keep_logits and logits else None
     return Drawn(jnp.concatenate([codes, music], axis=1), raw, seen)
 

@@ -1,0 +1,75 @@
+"""Meshes and the sharding table on eight virtual devices."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from jukebox_jax import presets
+from jukebox_jax.models.prior import Prior
+from jukebox_jax.parallel.mesh import initialize, make_mesh, use
+from jukebox_jax.parallel.sharding import constrain, map_with_shardings, shardings_of
+from jukebox_jax.types import UserError
+
+
+def specs(preset: presets.Prior, **shape: int) -> dict[str, P]:
+    tree = jax.eval_shape(lambda rng: Prior(preset).init(rng, method="initialise"), jax.random.key(0))
+    shardings = shardings_of(tree["params"], make_mesh(shape), preset.transformer.num_heads)
+    return {
+        jax.tree_util.keystr(p, simple=True, separator="/"): s.spec
+        for p, s in jax.tree_util.tree_leaves_with_path(shardings)
+    }
+
+
+def test_layers_are_sharded_over_fsdp_and_tensor():
+    s = specs(presets.PRIOR_5B, fsdp=2, tensor=4)
+    layer = "transformer/segment_0/layer_1"
+    assert s[f"{layer}/attention/query/kernel"] == P(None, "fsdp", "tensor")
+    assert s[f"{layer}/attention/query/bias"] == P(None, "tensor")
+    assert s[f"{layer}/attention/output/kernel"] == P(None, "tensor", "fsdp")
+    assert s[f"{layer}/mlp/in/kernel"] == P(None, "fsdp", "tensor")
+    assert s[f"{layer}/mlp/out/kernel"] == P(None, "tensor", "fsdp")
+    assert s[f"{layer}/norm_0/scale"] == P()
+    assert s["embedding"] == s["output"] == P("tensor", "fsdp")
+
+
+def test_one_head_is_never_split():
+    s = specs(presets.UPSAMPLER_LEVEL_0, fsdp=2, tensor=4)
+    assert s["transformer/segment_0/layer_0/attention/query/kernel"] == P(None, "fsdp")
+    assert s["transformer/segment_0/layer_0/attention/output/kernel"] == P(None, None, "fsdp")
+    assert s["transformer/segment_0/layer_0/mlp/in/kernel"] == P(None, "fsdp", "tensor")
+
+
+def test_what_does_not_divide_stays_whole():
+    s = specs(presets.PRIOR_1B_LYRICS, fsdp=4, tensor=2)
+    assert s["embedding"] == P(None, "fsdp")  # 2127 ids
+    assert s["transformer/segment_0/layer_0/attention/query/kernel"] == P(None, "fsdp", "tensor")
+
+
+def test_arrays_are_made_in_their_place():
+    made = map_with_shardings(
+        lambda: {"mlp": {"in": {"kernel": jnp.ones((8, 16))}}}, make_mesh({"fsdp": 4, "tensor": 2})
+    )
+    kernel = made["mlp"]["in"]["kernel"]
+    assert kernel.sharding.spec == P("fsdp", "tensor")
+    assert kernel.addressable_shards[0].data.shape == (2, 8)
+
+
+def test_constrain_follows_the_mesh_in_use():
+    x = jnp.zeros((8, 6, 4))
+    assert constrain(x, "batch", "length", "embed") is x
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    with use(mesh):
+        y = jax.jit(lambda x: constrain(x, "batch", "length", "mlp"))(x)
+    assert y.sharding.spec == P(("data", "fsdp"), None, "tensor")
+
+
+def test_meshes_that_do_not_fit_are_refused():
+    with pytest.raises(UserError, match="data=3 x fsdp=1 x tensor=1 does not fit 8 devices"):
+        make_mesh({"data": 3})
+    with pytest.raises(UserError, match="unknown mesh axis 'model'"):
+        make_mesh({"model": 8})
+    with pytest.raises(UserError, match="give all of --coordinator"):
+        initialize("127.0.0.1:1234")
