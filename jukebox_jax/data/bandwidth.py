@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -15,6 +15,7 @@ N_FFT, HOP, WINDOW = 2048, 256, 1536
 FRAMES = 512  # transformed at a time
 
 
+@runtime_checkable
 class Chunks(Protocol):
     """What the statistics are taken of: ``AudioItems``."""
 

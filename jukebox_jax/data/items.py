@@ -65,8 +65,8 @@ class AudioItems:
         if sample_rate is not None and sample_rate != self.sample_rate:
             hint = f"make one with `jukebox dataset --sample_rate={sample_rate}`"
             raise UserError(f"{dataset_dir} is at {self.sample_rate} Hz, the model at {sample_rate} Hz: {hint}")
-        low = max(self.window, (min_duration or 0) * self.sample_rate)
-        high = float("inf") if max_duration is None else max_duration * self.sample_rate
+        low = float(max(self.window, (min_duration or 0) * self.sample_rate))
+        high = float("inf") if max_duration is None else float(max_duration * self.sample_rate)
         songs = summary.load_songs(dataset_dir, split)
         self.songs = [song for song in songs if low <= song.total_length < high]
         self.excluded = [song for song in songs if not low <= song.total_length < high]

@@ -11,7 +11,7 @@ import hashlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import numpy as np
@@ -26,6 +26,7 @@ SMALL = 1 << 16  # items whose order is drawn at once
 Batch = dict[str, np.ndarray]
 
 
+@runtime_checkable
 class Examples(Protocol):
     """What a loader draws from: ``AudioItems``, or ``codes.CodesItems``."""
 

@@ -11,7 +11,7 @@ import json
 import multiprocessing
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from etils import epath
 from tqdm import tqdm
@@ -23,6 +23,7 @@ Work = Callable[[Item, Tick], Item]
 _done: Any = None  # a counter shared with the parent, in worker processes
 
 
+@runtime_checkable
 class Workers(Protocol):
     """``work`` (a picklable function) over ``items``: results in the order of the items.
 
