@@ -11,8 +11,16 @@ SHOWN = 20  # rows printed per kind of mismatch
 Shape = tuple[int, ...]
 
 
-def mismatch_table(found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> str | None:
-    """Rows of names that are missing, extra or of another shape; None when everything fits."""
+class Mismatch(UserError):
+    """``summary`` is one line; ``table`` has a row per name that is missing, extra or of another shape."""
+
+    def __init__(self, summary: str, table: str):
+        super().__init__(f"{summary}\n{table}")
+        self.summary, self.table = summary, table
+
+
+def mismatch(what: str, found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> Mismatch | None:
+    """What does not fit, as an error to raise; None when everything fits. ``what`` names the input."""
     missing = [(name, f"expected {_shape(expected[name])}") for name in expected if name not in found]
     extra = [(name, f"found {_shape(found[name])}") for name in found if name not in expected]
     other = [
@@ -29,15 +37,15 @@ def mismatch_table(found: Mapping[str, Shape], expected: Mapping[str, Shape]) ->
         return None
     width = max(len(name) for _, name, _ in rows)
     lines = [f"  {kind:<11}  {name:<{width}}  {detail}".rstrip() for kind, name, detail in rows]
-    head = f"{len(missing)} missing, {len(extra)} extra, {len(other)} of another shape"
-    return "\n".join([head, *lines])
+    counts = f"{len(missing)} missing, {len(extra)} extra, {len(other)} of another shape"
+    return Mismatch(f"{what} does not fit: {counts}", "\n".join(lines))
 
 
 def require_match(what: str, found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> None:
-    """Raise ``UserError`` with the table unless names and shapes agree exactly."""
-    table = mismatch_table(found, expected)
-    if table:
-        raise UserError(f"{what} does not fit: {table}")
+    """Raise ``Mismatch`` unless names and shapes agree exactly."""
+    error = mismatch(what, found, expected)
+    if error is not None:
+        raise error
 
 
 def _shape(shape: Shape) -> str:

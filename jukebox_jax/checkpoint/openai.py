@@ -7,6 +7,7 @@ of a transformer are separate there, stacked here where they repeat (``models/pa
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -123,15 +124,19 @@ def prior_entries(preset: presets.Prior, residuals: str = "blocks") -> list[Entr
 
 
 def import_vqvae(checkpoint: Checkpoint, preset: presets.VQVAE) -> dict[str, Any]:
-    """``{"params", "codebook"}``, float32 numpy. Raises ``UserError`` with a table unless everything fits.
+    """``{"params", "codebook"}``, float32 numpy. Raises ``UserError`` with a table unless everything fits."""
+    tree = read_all(import_tensors(str(checkpoint.path), checkpoint.tensors, vqvae_entries(preset)))
+    return with_sums(tree)
 
-    Checkpoints hold no running sums of the codebook: every code is given a count of one. Training restores them by
-    its own rule (spec/vqvae.md 2.6).
+
+def with_sums(variables: dict[str, Any]) -> dict[str, Any]:
+    """Add the codebooks' running sums, which no checkpoint holds: every code is given a count of one.
+
+    Training restores them by its own rule (spec/vqvae.md 2.6).
     """
-    variables = read_all(import_tensors(str(checkpoint.path), checkpoint.tensors, vqvae_entries(preset)))
     for level in variables.get("codebook", {}).values():
         level["sum"] = level["codebook"].copy()
-        level["count"] = np.ones(preset.codebook_size, np.float32)
+        level["count"] = np.ones(len(level["codebook"]), np.float32)
     return variables
 
 
@@ -140,7 +145,7 @@ def stream_prior(checkpoint: Checkpoint, preset: presets.Prior) -> dict[str, Any
 
     Either naming of the conditioner's residual blocks is taken. Raises ``UserError`` with a table unless all fits.
     """
-    entries = prior_entries(preset, residual_naming(checkpoint))
+    entries = prior_entries(preset, residual_naming(checkpoint.tensors))
     return import_tensors(str(checkpoint.path), checkpoint.tensors, entries)
 
 
@@ -149,9 +154,9 @@ def import_prior(checkpoint: Checkpoint, preset: presets.Prior) -> dict[str, Any
     return read_all(stream_prior(checkpoint, preset))
 
 
-def residual_naming(checkpoint: Checkpoint) -> str:
+def residual_naming(names: Iterable[str]) -> str:
     """How a prior's checkpoint names the residual blocks of its conditioner: one of ``RESIDUALS``."""
-    plain = any(".cond.model.1.0.model." in name for name in checkpoint.tensors)
+    plain = any(".cond.model.1.0.model." in name for name in names)
     return RESIDUALS[1] if plain else RESIDUALS[0]
 
 

@@ -49,7 +49,7 @@ class StreamedArray:
 
     pieces: Sequence[Piece]
     stacked: bool
-    written: Callable[[int], None] | None = None
+    written: Callable[[int], object] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -26,6 +26,7 @@ from jukebox_jax.types import UserError
 MAGIC = 0x1950A86A20F9469CFC6C
 PROTOCOL = 1001
 MAX_DIMENSIONS = 8
+MAX_EMPTY = 1 << 31  # product of the other dimensions of a tensor without elements
 
 STORAGES = {
     "FloatStorage": np.dtype("<f4"),
@@ -57,7 +58,10 @@ class Checkpoint:
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Open a ``.pth.tar`` file of the original. Reads the pickles only. Raises ``UserError``."""
+    """Open a ``.pth.tar`` file of the original, or a bare table of tensors. Reads the pickles only.
+
+    Raises ``UserError``: no such file, truncated, damaged, refused, or not a checkpoint of Jukebox.
+    """
     path = Path(path)
     try:
         with path.open("rb") as file:
@@ -123,7 +127,8 @@ class _Tensors:
         numbers = (offset, *shape, *strides) if isinstance(shape, tuple) and isinstance(strides, tuple) else (None,)
         if any(type(n) is not int or n < 0 for n in numbers) or len(shape) != len(strides):
             raise BadPickle("damaged: the shape, strides or offset of a tensor")
-        if len(shape) > MAX_DIMENSIONS or math.prod(n for n in shape if n) > max(storage.numel, 1):
+        full = math.prod(n for n in shape if n)
+        if len(shape) > MAX_DIMENSIONS or full > (MAX_EMPTY if 0 in shape else storage.numel):
             raise BadPickle("refused: a tensor that is larger than its storage")
         if 0 not in shape and offset + reach(shape, strides) > storage.numel:
             raise BadPickle("damaged: a tensor reaches past the end of its storage")
@@ -199,6 +204,8 @@ def _read_zip(path: Path, file: BinaryIO, size: int) -> Any:
 
 
 def _checkpoint(path: Path, container: str, content: Any) -> Checkpoint:
+    if isinstance(content, dict) and content and all(isinstance(value, LazyTensor) for value in content.values()):
+        content = {"model": content}  # tensors alone, as the transformers port saves them
     model = content.get("model") if isinstance(content, dict) else None
     if not isinstance(model, dict):
         have = ", ".join(_short(key) for key in list(content)[:8]) if isinstance(content, dict) else "no table"
