@@ -66,10 +66,10 @@ def build(
     rows, problems = metadata.read_metadata(source, files)
     findings += problems
     scratch = target / ".incomplete"
+    run = LocalWorkers(workers, progress) if runner == "local" else BeamWorkers(runner, runner_flags, str(scratch))
     scratch.rmtree(missing_ok=True)
     folder = scratch / records.AUDIO / records.VERSION
     folder.mkdir(parents=True)
-    run = LocalWorkers(workers, progress) if runner == "local" else BeamWorkers(runner, runner_flags, str(scratch))
     try:
         songs, problems = _probe_all(run, source, files, rows, min_seconds)
         findings += problems

@@ -10,6 +10,7 @@ import functools
 import json
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -69,6 +70,8 @@ class BeamWorkers:
     """
 
     def __init__(self, runner: str, flags: Sequence[str], scratch: str):
+        import apache_beam  # noqa: F401  # pyright: ignore[reportMissingImports]  # missing: say so before any work
+
         self.runner, self.flags, self.scratch = runner, list(flags), scratch
         self.runs = 0
 
@@ -98,6 +101,7 @@ class BeamWorkers:
 def _start(counter: Any) -> None:
     global _done
     _done = counter
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
 
 
 def _work(work: Work, item: Item) -> Item:
