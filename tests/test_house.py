@@ -14,6 +14,7 @@ from types import ModuleType
 import pytest
 
 from jukebox_jax import __main__ as dispatcher
+from jukebox_jax import config
 from jukebox_jax.types import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -63,6 +64,19 @@ def test_readme_names_every_command_and_no_other(document):
     text = (ROOT / document).read_text(encoding="utf-8")
     named = set(re.findall(r"\bjukebox ([a-z]+)\b(?= --|`| *\\)", text))
     assert named == set(COMMANDS)
+
+
+def test_readme_commands_parse():
+    blocks = re.findall(r"^```\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    lines = [
+        line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.startswith("jukebox ")
+    ]
+    assert lines
+    for line in lines:
+        name, *argv = shlex.split(line)[1:]
+        args = dispatcher.parse(name, importlib.import_module(f"jukebox_jax.cli.{name}"), argv)
+        if name == "train":
+            config.load(str(ROOT / args.config), args.overrides)
 
 
 def test_readme_links_lead_somewhere():
