@@ -24,6 +24,7 @@ from jukebox_jax.checkpoint.mapping import (
     read_all,
     unflatten,
 )
+from jukebox_jax.checkpoint.tensors import LazyTensor
 from jukebox_jax.checkpoint.torch_reader import Checkpoint
 from jukebox_jax.models.pattern import Kind, layer_kinds, locate, segments
 from jukebox_jax.types import UserError
@@ -154,6 +155,29 @@ def import_prior(checkpoint: Checkpoint, preset: presets.Prior) -> dict[str, Any
     return read_all(stream_prior(checkpoint, preset))
 
 
+def import_moments(checkpoint: Checkpoint, preset: presets.VQVAE | presets.Prior) -> dict[str, Any]:
+    """The original's Adam state: ``{"step": int, "exp_avg": {"params"}, "exp_avg_sq": {"params"}}``, float32 numpy.
+
+    Its state is keyed by position among the ``model`` entries without codebooks, a tied weight counted once
+    (spec/models.md section 6). ``UserError`` if the file has none, or one of half-precision parameters.
+    """
+    vqvae = isinstance(preset, presets.VQVAE)
+    table = vqvae_entries(preset) if vqvae else prior_entries(preset, residual_naming(checkpoint.tensors))
+    entries = [e for e in table if e.parts and e.parts[0].path[0] == "params"]
+    trained = {entry.name for entry in entries}
+    names = [name for name in checkpoint.tensors if name in trained]
+    state = checkpoint.opt.get("state") if checkpoint.opt else None
+    if not isinstance(state, dict) or not all(isinstance(state.get(i), dict) for i in range(len(names))):
+        raise UserError(f"{checkpoint.path} has no complete optimiser state")
+    moments: dict[str, Any] = {"step": state[0].get("step")}
+    for kind in ("exp_avg", "exp_avg_sq"):
+        found = {name: state[i].get(kind) for i, name in enumerate(names)}
+        if any(not isinstance(t, LazyTensor) or f"scale_{kind}" in state[i] for i, t in enumerate(found.values())):
+            raise UserError(f"{checkpoint.path}: the optimiser's {kind} is missing, or scaled for half precision")
+        moments[kind] = read_all(import_tensors(f"{checkpoint.path} ({kind})", found, entries))
+    return moments
+
+
 def residual_naming(names: Iterable[str]) -> str:
     """How a prior's checkpoint names the residual blocks of its conditioner: one of ``RESIDUALS``."""
     plain = any(".cond.model.1.0.model." in name for name in names)
@@ -219,10 +243,17 @@ def _core(
             raise UserError(
                 f"layer {n} of {name} ({t.pattern}) attends to lyrics, which this model does not have there"
             )
+    table.extend(transformer_entries(t, f"{name}.transformer", (*path, "transformer")))
+
+
+def transformer_entries(t: presets.Transformer, name: str, path: Path) -> list[Entry]:
+    """The layers of a transformer, whose tensors start with ``name``."""
+    table = _Table()
+    for n, kind in enumerate(layer_kinds(t.pattern, t.depth)):
         segment, repeat, place = locate(t.pattern, t.depth, n)
         layer = (repeat, segments(t.pattern, t.depth)[segment].repeats)
-        at = (*path, "transformer", f"segment_{segment}", f"layer_{place}")
-        here = f"{name}.transformer._attn_mods.{n}"
+        at = (*path, f"segment_{segment}", f"layer_{place}")
+        here = f"{name}._attn_mods.{n}"
         query, key, value = ((*at, "attention", leaf) for leaf in ("query", "key", "value"))
         if kind is Kind.LYRICS:
             table.dense(f"{here}.attn.c_attn", [query], t.width, t.attention_width, layer)
@@ -234,3 +265,4 @@ def _core(
         table.dense(f"{here}.mlp.c_fc", [(*at, "mlp", "in")], t.width, t.mlp_dim, layer)
         table.dense(f"{here}.mlp.c_proj", [(*at, "mlp", "out")], t.mlp_dim, t.width, layer)
         table.norm(f"{here}.ln_1", (*at, "norm_1"), t.width, layer)
+    return table

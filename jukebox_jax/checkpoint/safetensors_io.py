@@ -44,7 +44,7 @@ def read_safetensors(path: str | Path) -> dict[str, LazyTensor]:
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
             if not 2 <= length <= min(MAX_HEADER, size - 8):
                 raise UserError(f"{path}: not a safetensors file, or truncated")
-            header = json.loads(file.read(length))
+            header = json.loads(file.read(length).decode())
         if not isinstance(header, dict):
             raise ValueError("the header is no table")
         tensors = {
@@ -106,7 +106,7 @@ def write_safetensors(
     with staged.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name, tensor in tensors.items():
-            data = np.ascontiguousarray(tensor.read())
+            data = np.asarray(tensor.read(), order="C")
             if data.shape != tuple(tensor.shape) or data.dtype != tensor.dtype:
                 raise AssertionError(f"{name} was announced as {tensor.shape} {tensor.dtype}")
             file.write(data.reshape(-1).view(np.uint8).data)

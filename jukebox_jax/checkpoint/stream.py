@@ -92,7 +92,7 @@ class StreamHandler(type_handlers.NumpyHandler):
             )
             store = await ts.open(ts.Spec(spec), create=True, open=True, context=info.ts_context)
             for index, piece in enumerate(value.pieces):
-                data = np.ascontiguousarray(piece.read(), value.dtype)
+                data = np.asarray(piece.read(), value.dtype, order="C")
                 await store[index if value.stacked else ...].write(data)
                 if value.written is not None:
                     value.written(data.nbytes)
