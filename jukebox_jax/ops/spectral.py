@@ -7,11 +7,9 @@ A spectrum is a (n_fft, hop, window) triple. All losses are sums inside a norm, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Float
 
 from jukebox_jax.types import UserError
@@ -47,23 +45,9 @@ def stft_magnitude(
     hann = np.zeros(steps * hop)
     hann[:window] = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
     framed = framed * hann.astype(np.float32)
-    # The magnitude does not depend on where in its frame the window stands. Matrix units beat their FFT at this size.
-    fft, product = partial(_by_fft, n_fft=n_fft), partial(_by_product, n_fft=n_fft)
-    return lax.platform_dependent(framed, cpu=fft, cuda=fft, default=product)
-
-
-def _by_fft(framed, *, n_fft):
+    # The magnitude does not depend on where in its frame the window stands.
     spectrum = jnp.fft.rfft(framed, n_fft)
     return safe_norm(spectrum.real**2 + spectrum.imag**2).transpose(0, 2, 1)
-
-
-def _by_product(framed, *, n_fft):
-    phase = np.arange(framed.shape[-1])[:, None] * np.arange(n_fft // 2 + 1)[None] % n_fft * (2 * np.pi / n_fft)
-    real, imaginary = (
-        jnp.einsum("bsw,wf->bfs", framed, wave.astype(np.float32), precision=lax.Precision.HIGHEST)
-        for wave in (np.cos(phase), np.sin(phase))
-    )
-    return safe_norm(real**2 + imaginary**2)
 
 
 def _mono(x: Float[Array, "b a c"]) -> Float[Array, "b a"]:
