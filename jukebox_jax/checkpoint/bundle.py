@@ -24,6 +24,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore as ts
 from etils import epath
 
 from jukebox_jax import presets
@@ -178,9 +179,10 @@ def load_component(
 def open_component(directory: epath.PathLike, component: str) -> Any:
     """The component's tree with leaves that stay on disk: index one (``StoredArray``) to read that part."""
     stored, path = component_shapes(directory, component), _component_path(directory, component)
+    context = ts.Context()
 
     def leaf(keys: Any, _: Any) -> StoredArray:
-        return open_array(path, [str(key.key) for key in keys])
+        return open_array(path, [str(key.key) for key in keys], context)
 
     return jax.tree_util.tree_map_with_path(leaf, stored)
 

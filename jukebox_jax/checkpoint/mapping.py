@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -22,6 +22,7 @@ from jukebox_jax.types import UserError
 Path = tuple[str, ...]
 
 
+@runtime_checkable
 class Tensor(Protocol):
     """What a reader returns: shape and dtype now, values on demand."""
 

@@ -115,8 +115,10 @@ def write_safetensors(
 
 
 def _tensor(path: Path, name: str, entry: Any, start: int, size: int) -> LazyTensor:
-    dtype = DTYPES.get(entry.get("dtype", "")) if isinstance(entry, dict) else None
-    shape, offsets = (entry.get("shape"), entry.get("data_offsets")) if isinstance(entry, dict) else (None, None)
+    if not isinstance(entry, dict):
+        raise UserError(f"{path}: the header's entry of {name[:200]!r} is damaged")
+    kind, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+    dtype = DTYPES.get(kind) if isinstance(kind, str) else None
     numbers = [*shape, *offsets] if isinstance(shape, list) and isinstance(offsets, list) else [None]
     if dtype is None or len(offsets or ()) != 2 or any(type(n) is not int or n < 0 for n in numbers):
         raise UserError(f"{path}: the header's entry of {name[:200]!r} is damaged, or of an unknown type")

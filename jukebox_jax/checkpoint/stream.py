@@ -136,12 +136,11 @@ class StoredArray:
         return np.asarray(self.store[index].read().result())
 
 
-def open_array(checkpoint: epath.Path, path: Sequence[str]) -> StoredArray:
-    """The leaf at ``path`` of an Orbax PyTree checkpoint."""
-    name = ".".join(path)
-    if type_handlers.is_ocdbt_checkpoint(checkpoint):
-        kvstore: dict[str, Any] = {"driver": "ocdbt", "base": f"file://{checkpoint}/", "path": f"{name}/"}
+def open_array(checkpoint: epath.PathLike, path: Sequence[str], context: ts.Context | None = None) -> StoredArray:
+    """The leaf at ``path`` of an Orbax PyTree checkpoint. A shared ``context`` spares opening the store again."""
+    name, folder = ".".join(path), epath.Path(checkpoint).absolute()
+    if type_handlers.is_ocdbt_checkpoint(folder):
+        kvstore: dict[str, Any] = {"driver": "ocdbt", "base": f"file://{folder}/", "path": f"{name}/"}
     else:
-        kvstore = {"driver": "file", "path": f"{checkpoint}/{name}/"}
-    context = ts.Context({"cache_pool": {"total_bytes_limit": 0}})
+        kvstore = {"driver": "file", "path": f"{folder}/{name}/"}
     return StoredArray(ts.open({"driver": "zarr", "kvstore": kvstore}, open=True, context=context).result())
