@@ -1,0 +1,196 @@
+"""One attention layer of every released model, compiled for TPUs that are not here: bytes, VMEM, compile time.
+
+The layer stands between its projections, as in the model, because that is where layouts are decided. Bytes are
+counted from the compiled text (``jukebox_jax.certify.hlo``): everything between the projections, copies included,
+wherever it lies, against the floor of reading q, k, v and writing o once (backward: q, k, v, do and dq, dk, dv).
+``whole`` is the HBM traffic of the whole program, projections included, kernel / XLA.
+
+    python benchmarks/attention.py --chips=v5e,v6e --models=prior_5b --kinds=block,column --json=attention.json
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+
+import argparse
+import json
+import math
+import sys
+import time
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jukebox_jax import presets
+from jukebox_jax.certify import hlo
+from jukebox_jax.ops import attention_pallas, attention_xla, blocks
+
+CHIPS = {"v5e": "v5e:2x4", "v6e": "v6e:2x4", "v5p": "v5p:2x2x2", "tpu7x": "tpu7x:2x2x1"}
+XLA = {"block": attention_xla.block, "column": attention_xla.column, "previous": attention_xla.previous_block}
+PREFETCH = ("copy-start", "slice-start", "dynamic-slice-start")
+PROJECTION = "projection"
+
+
+class Layer(NamedTuple):
+    """Sizes of one attention layer; ``stored`` positions per block, of which ``block_length`` are real."""
+
+    num_blocks: int
+    block_length: int
+    stored: int
+    num_heads: int
+    attention_width: int
+    width: int
+
+
+def layers() -> dict[str, Layer]:
+    """The distinct factored layers of the released priors and their lyrics encoders."""
+    found: dict[Layer, str] = {}
+    for name, prior in presets.PRIORS.items():
+        encoder = prior.lyrics.encoder if prior.lyrics else None
+        for t, suffix in ((prior.transformer, ""), (encoder, "/lyrics")):
+            if t is not None and t.num_blocks:
+                c = t.block_length
+                layer = Layer(t.num_blocks, c, -(-c // 8) * 8, t.num_heads, t.attention_width, t.width)
+                found.setdefault(layer, name + suffix)
+    return {name: layer for layer, name in found.items()}
+
+
+def forward(layer: Layer, kind: str, implementation: str):
+    """``(x [b t d], wq, wk, wv [d S], wo [S d]) -> [b t d]``."""
+
+    def apply(x, wq, wk, wv, wo):
+        with jax.named_scope(PROJECTION):
+            q, k, v = (x @ w for w in (wq, wk, wv))
+        if implementation == "xla":
+            o = XLA[kind](q, k, v, num_heads=layer.num_heads, num_blocks=layer.num_blocks)
+        else:
+            q, k, v = (blocks.to_blocks(y, layer.num_blocks) for y in (q, k, v))
+            valid = layer.block_length
+            o = attention_pallas.factored_attention(
+                q, k, v, kind=kind, num_heads=layer.num_heads, platform="tpu", valid=valid
+            )
+            o = blocks.from_blocks(o)
+        with jax.named_scope(PROJECTION):
+            return o @ wo
+
+    return apply
+
+
+def with_gradient(function):
+    def apply(dy, *arguments):
+        y, pull = jax.vjp(function, *arguments)
+        return y, *pull(dy)
+
+    return apply
+
+
+class Compiled(NamedTuple):
+    seconds: float
+    attention: int | None  # bytes between the projections
+    hbm: int | None  # of the whole program
+    vmem: int
+
+
+def compile_layer(layer: Layer, kind: str, implementation: str, backward: bool, batch: int, sharding) -> Compiled:
+    stored = layer.block_length if implementation == "xla" else layer.stored
+    stream = jax.ShapeDtypeStruct((batch, layer.num_blocks * stored, layer.width), jnp.bfloat16, sharding=sharding)
+    d, s = layer.width, layer.attention_width
+    weights = [jax.ShapeDtypeStruct(z, jnp.bfloat16, sharding=sharding) for z in ((d, s), (d, s), (d, s), (s, d))]
+    function = forward(layer, kind, implementation)
+    arguments = [stream, *weights]
+    if backward:
+        function, arguments = with_gradient(function), [stream, *arguments]
+    start = time.perf_counter()
+    compiled = jax.jit(function, out_shardings=sharding).lower(*arguments).compile()
+    seconds = time.perf_counter() - start
+    try:
+        text = compiled.as_text() or ""
+    except jax.errors.JaxRuntimeError:  # tpu7x: some asynchronous operations cannot be printed (jax 0.10)
+        return Compiled(seconds, None, None, 0)
+    program = hlo.analyse(text)
+    between = [
+        o
+        for o in program.operations
+        if o.opcode not in PREFETCH and not (PROJECTION in o.op_name and o.flops and o.opcode != "custom-call")
+    ]
+    vmem = max((k.vmem for k in program.kernels), default=0)
+    return Compiled(seconds, sum(o.logical.total for o in between), program.hbm_bytes, vmem)
+
+
+def measure(chip: str, name: str, layer: Layer, kind: str, batch: int) -> dict:
+    """Both implementations and passes of one layer on one chip."""
+    sharding = NamedSharding(
+        Mesh(np.array(topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip]).devices[:1]), ("x",)),
+        PartitionSpec(),
+    )
+    row: dict = dict(chip=chip, model=name, kind=kind, batch=batch, **layer._asdict())
+    for implementation in ("pallas", "xla"):
+        one, both = (
+            compile_layer(layer, kind, implementation, backward, batch, sharding) for backward in (False, True)
+        )
+        stored = layer.block_length if implementation == "xla" else layer.stored
+        array = batch * layer.num_blocks * stored * layer.attention_width * 2
+        result: dict = dict(seconds=[one.seconds, both.seconds], vmem=[one.vmem, both.vmem])
+        if one.attention is not None and both.attention is not None:
+            result["forward"] = one.attention / (4 * array)
+            result["backward"] = (both.attention - one.attention) / (7 * array)
+            result["hbm"] = [one.hbm, both.hbm]
+        row[implementation] = result
+    return row
+
+
+HEADER = (
+    f"{'chip':6}{'model':34}{'kind':9} {'forward':>8}{'xla':>7} {'backward':>9}{'xla':>7}"
+    f" {'whole fwd':>10}{'fwd+bwd':>9} {'VMEM MiB':>11} {'compile s':>10}"
+)
+
+
+def line(row: dict) -> str:
+    ours, xla = row["pallas"], row["xla"]
+
+    def show(value: float, digits: int = 2) -> str:
+        return "-" if math.isnan(value) else f"{value:.{digits}f}"
+
+    nan = [math.nan, math.nan]
+    whole = [a / b for a, b in zip(ours.get("hbm", nan), xla.get("hbm", nan), strict=True)]
+    vmem = "/".join(f"{v / 2**20:.1f}" for v in ours["vmem"])
+    seconds = "/".join(f"{s:.0f}" for s in ours["seconds"])
+    numbers = [r.get(key, math.nan) for key in ("forward", "backward") for r in (ours, xla)]
+    f, fx, b, bx = (show(n) for n in numbers)
+    return (
+        f"{row['chip']:6}{row['model']:34}{row['kind']:9} {f:>8}{fx:>7} {b:>9}{bx:>7}"
+        f" {show(whole[0]):>10}{show(whole[1]):>9} {vmem:>11} {seconds:>10}"
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--chips", default="v5e", help=f"comma-separated, of {', '.join(CHIPS)}")
+    parser.add_argument("--models", default=",".join(layers()), help="comma-separated presets")
+    parser.add_argument("--kinds", default="block,column,previous")
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--json", help="also write the rows here")
+    args = parser.parse_args()
+    rows = []
+    print(HEADER)
+    for chip in args.chips.split(","):
+        for name in args.models.split(","):
+            for kind in args.kinds.split(","):
+                rows.append(measure(chip, name, layers()[name], kind, args.batch))
+                print(line(rows[-1]), flush=True)
+                if args.json:
+                    with open(args.json, "w", encoding="utf-8") as file:
+                        json.dump(rows, file, indent=1)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
