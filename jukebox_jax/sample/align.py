@@ -74,7 +74,7 @@ def times(alignment: Float32[np.ndarray, "t l"], seconds_per_code: float) -> lis
     return [round(float(p * seconds_per_code), 3) if h else None for p, h in zip(peaks, heard, strict=True)]
 
 
-def picture(alignment: Float32[np.ndarray, "t l"], rows: int) -> UInt8[np.ndarray, "r l"]:
+def picture(alignment: Float32[np.ndarray, "t l"], rows: int) -> UInt8[np.ndarray, "r _"]:
     """At most ``rows`` time steps, smoothed a little, 255 for full attention; ends at the last heard character."""
     heard = np.flatnonzero(alignment.max(axis=0, initial=0) > 0)
     seen = alignment[:, : int(heard[-1]) + 1 if len(heard) else 0]

@@ -13,7 +13,7 @@ from jaxtyping import Float32, Int32
 
 from jukebox_jax.types import UserError
 
-Codes = list[Int32[np.ndarray, "b t"]]  # one array per level, bottom first
+Codes = list[Int32[np.ndarray, "_ _"]]  # one array per level, bottom first
 
 
 def empty(items: int, levels: int) -> Codes:
@@ -45,7 +45,7 @@ def load_codes(path: str | Path, levels: int, codebook_size: int) -> Codes:
     return [found.get(name, none).astype(np.int32) for name in known]
 
 
-def save_codes(path: Path, codes: Sequence[Int32[np.ndarray, "b t"]], items: Sequence[int]) -> None:
+def save_codes(path: Path, codes: Sequence[Int32[np.ndarray, "_ _"]], items: Sequence[int]) -> None:
     """Write what ``load_codes`` reads, and the items' numbers. The file appears whole or not at all."""
     staged = path.with_name(path.name + ".new")
     with open(staged, "wb") as file:

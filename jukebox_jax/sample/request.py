@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -97,8 +98,8 @@ def check(source: Source, request: Request, known: Sequence[int]) -> None:
         above = 0 if level == source.top else known[level + 1] * source.hop(level + 1)
         if level < source.top and request.length < window and above < window:
             least = -(-window // source.hop(source.top)) * source.hop(source.top)
-            raise UserError(f"{request.length / rate:.2f} s is too short: one window of level {level} is"
-                            f" {window / rate:.2f} s, so ask for at least {least / rate:.2f} s"
+            raise UserError(f"{request.length / rate:.3g} s is too short: one window of level {level} is"
+                            f" {window / rate:.3g} s, so ask for at least {math.ceil(1000 * least / rate) / 1000:g} s"
                             f" ({least} samples at {rate} Hz)")  # fmt: skip
         labeller = source.labellers[level]
         plan = request.plan(source, level, known[level])

@@ -22,7 +22,7 @@ from jukebox_jax.sample.source import Source
 from jukebox_jax.sample.tape import Tape
 from jukebox_jax.types import UserError
 
-OnStep = Callable[[int], None]  # codes drawn since the last call, over all items
+OnStep = Callable[[int], Any]  # codes drawn since the last call, over all items
 
 
 def sample(source: Source, request: Request, tapes: Sequence[Tape], on_step: OnStep = lambda codes: None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from etils import epath
 
 from jukebox_jax import presets
 from jukebox_jax.checkpoint import bundle
@@ -26,6 +28,7 @@ class Source:
       load: component name ("vqvae", "prior_level_0", ...) to its variables. Called when a level starts, and the result
         dropped when it ends, so that no two priors are in memory.
       dtype: what the priors compute in.
+      fingerprint: changes when the model does.
     """
 
     name: str
@@ -34,6 +37,7 @@ class Source:
     labellers: Mapping[int, Labeller]
     load: Callable[[str], Any]
     dtype: Any = jnp.float32
+    fingerprint: str = ""
 
     def __post_init__(self) -> None:
         if sorted(self.priors) != list(range(self.vqvae.levels)):
@@ -52,19 +56,24 @@ class Source:
 
 
 def from_directory(directory: str | Path, *, strict: bool = True, compat: bool = False) -> Source:
-    """A model directory (checkpoint/bundle.py). ``strict`` and ``compat`` say how labels are looked up."""
+    """A model directory (checkpoint/bundle.py). ``strict`` and ``compat`` say how labels are looked up.
+
+    Where a lower level has other tables than the top (1b_lyrics), a name that only the top knows is unknown below.
+    """
     description = bundle.load_description(directory)
     if description.vqvae is None:
         raise UserError(f"model {description.name!r} has no VQ-VAE: train or convert one into {directory}")
     tables = str(bundle.labels_dir(directory))
     versions = {p.labels.version for p in description.priors.values() if p.labels}
     vocabularies = {version: Vocabulary.load(tables, version) for version in versions}
+    top = description.priors.get(max(description.priors, default=0))
+    of_top = top.labels.version if top and top.labels else None
     labellers = {
         level: Labeller(
             prior.labels,
             vocabularies[prior.labels.version] if prior.labels else None,
             prior.window_samples,
-            strict=strict,
+            strict=strict and prior.labels is not None and prior.labels.version == of_top,
             compat=compat,
         )
         for level, prior in description.priors.items()
@@ -76,6 +85,7 @@ def from_directory(directory: str | Path, *, strict: bool = True, compat: bool =
         labellers,
         lambda component: bundle.load_component(directory, component),
         default_dtype(),
+        hashlib.sha256((epath.Path(directory) / bundle.DESCRIPTION).read_bytes()).hexdigest()[:16],
     )
 
 

@@ -1,0 +1,220 @@
+"""One run in its output directory: drawn, decoded, reported level by level, and resumed where it stopped.
+
+::
+
+    OUT/run.json                 what was asked, seeds, label rows, versions, times: enough to repeat it
+    OUT/codes.npz                codes_level_0 .. (items x codes, int32), items
+    OUT/level_{l}/item_{i}.wav   and .mp3 (or .ogg), and .png, the mel spectrogram
+    OUT/alignment/item_{i}.json  when each character of the lyrics is sung, and .png, the whole map
+    OUT/index.html               all of it in one file
+    OUT/partial/                 the codes of a run that is not complete, as they are drawn
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32
+from tqdm import tqdm
+
+from jukebox_jax.sample import align, prompts, record, report, sampler, spectrogram, stream
+from jukebox_jax.sample.request import Request
+from jukebox_jax.sample.source import Source
+from jukebox_jax.sample.tape import Tape
+from jukebox_jax.types import UserError
+
+MAP_ROWS = 1000  # time steps of an alignment picture
+
+
+@dataclass
+class Run:
+    """A run that is going on: its codes and its record (what ``run.json`` will say)."""
+
+    out: Path
+    source: Source
+    request: Request
+    tapes: list[Tape]
+    record: dict[str, Any] = field(default_factory=dict)
+
+    def stats(self, level: int) -> dict[str, Any]:
+        """The record's figures of a level."""
+        return self.record["levels"].setdefault(str(level), {"draw_seconds": 0.0, "drawn_codes": 0})
+
+    def save(self) -> None:
+        """Write codes and record."""
+        prompts.save_codes(self.out / "codes.npz", [tape.array() for tape in self.tapes], self.request.items)
+        record.write(self.out / record.NAME, self.record)
+
+
+def generate(
+    source: Source, request: Request, out: Path, start: prompts.Codes, about: dict[str, Any], *, overwrite: bool = False
+) -> Run:
+    """Draw, decode and report every level of a request into ``out``.
+
+    ``about`` goes into the record: ``mode``, ``command``, ``model_directory``. If ``out`` holds the same run
+    unfinished, it goes on from there; another run raises ``UserError``, unless ``overwrite``.
+    """
+    run = _open(source, request, out, start, about, overwrite)
+    try:
+        for level in request.levels:
+            _draw(run, level)
+            if "decode_seconds" not in run.stats(level):
+                _decode(run, level)
+            if "alignment_seconds" not in run.record and align.available(source) and len(run.tapes[source.top].array()):
+                _align(run)
+            run.save()
+            write_page(run)
+    except BaseException:
+        run.save()
+        raise
+    run.record["status"] = "complete"
+    run.record["finished"] = time.strftime("%Y-%m-%d %H:%M:%S")
+    run.save()
+    shutil.rmtree(out / "partial", ignore_errors=True)
+    return run
+
+
+def _open(
+    source: Source, request: Request, out: Path, start: prompts.Codes, about: dict[str, Any], overwrite: bool
+) -> Run:
+    identity = about | {
+        "model": {"name": source.name, "fingerprint": source.fingerprint},
+        "request": request.describe(),
+        "start": [hashlib.sha256(np.ascontiguousarray(codes, "<i4").tobytes()).hexdigest()[:16] for codes in start],
+    }
+    partial = out / "partial"
+    old = None if overwrite else record.read(out / record.NAME)
+    if old is None:
+        shutil.rmtree(partial, ignore_errors=True)
+        new = record.begin(source, request, identity)
+    else:
+        record.require_same(old, json.loads(json.dumps(identity)), out)
+        new = old | {"status": "running"}
+    out.mkdir(parents=True, exist_ok=True)
+    if old and old["status"] == "complete":
+        start = prompts.load_codes(out / "codes.npz", source.vqvae.levels, source.vqvae.codebook_size)
+    tapes = [
+        Tape(len(request.items), codes, journal=[partial / f"level_{level}_item_{n}.i32" for n in request.items])
+        for level, codes in enumerate(start)
+    ]
+    run = Run(out, source, request, tapes, new)
+    record.write(out / record.NAME, run.record)
+    return run
+
+
+def _draw(run: Run, level: int) -> None:
+    tape, hop, rate = run.tapes[level], run.source.hop(level), run.source.vqvae.sample_rate
+    before, stats, began = int(tape.lengths.sum()), run.stats(level), time.perf_counter()
+    plans = [run.request.plan(run.source, level, int(known)) for known in tape.lengths]
+    new = sum(window.end - window.given for plan in plans for window in plan)
+    stats["windows"] = max(stats.get("windows", 0), *map(len, plans))
+    if not new:
+        return
+    try:
+        with _progress(f"level {level}", new * hop / rate / tape.items) as bar:
+            heard = lambda codes: _advance(bar, codes * hop / rate / tape.items)  # noqa: E731
+            sampler.sample_level(run.source, run.request, level, run.tapes, heard)
+    finally:
+        stats["draw_seconds"] += time.perf_counter() - began
+        stats["drawn_codes"] += int(tape.lengths.sum()) - before
+
+
+def _decode(run: Run, level: int) -> None:
+    began, codes = time.perf_counter(), run.tapes[level].array()
+    variables, samples = run.source.load("vqvae"), codes.shape[1] * run.source.hop(level)
+    rate = run.source.vqvae.sample_rate
+    with _progress(f"level {level} to audio", samples / rate * len(codes)) as bar:
+        for row, number in enumerate(run.request.items):
+            pieces = _counted(stream.decode(run.source, variables, codes[row], level), bar, rate)
+            stream.write_audio(pieces, rate, samples, run.out / f"level_{level}" / f"item_{number}")
+    run.stats(level)["decode_seconds"] = time.perf_counter() - began
+
+
+def _align(run: Run) -> None:
+    began, source = time.perf_counter(), run.source
+    codes = run.tapes[source.top].array()
+    seconds = source.hop(source.top) / source.vqvae.sample_rate
+    folder = run.out / "alignment"
+    folder.mkdir(exist_ok=True)
+    maps = align.align(source, run.request, codes)
+    for number, meta, weights in zip(run.request.items, run.request.metas, maps, strict=True):
+        if not weights.any():
+            continue
+        lyrics = source.labellers[source.top].label(meta)[1]["lyrics"]
+        timed = {"lyrics": lyrics, "seconds": align.times(weights, seconds)}
+        (folder / f"item_{number}.json").write_text(json.dumps(timed))
+        (folder / f"item_{number}.png").write_bytes(spectrogram.png(align.picture(weights, MAP_ROWS)))
+    run.record["alignment_seconds"] = time.perf_counter() - began
+
+
+def write_page(run: Run) -> None:
+    """Write ``index.html`` of the levels that have been decoded."""
+    source, items = run.source, []
+    rate = source.vqvae.sample_rate
+    for number, meta in zip(run.request.items, run.request.metas, strict=True):
+        info = source.labellers[source.top].label(meta)[1] if source.priors[source.top].labels else {}
+        labels = {key: str(meta[key]) for key in ("artist", "genre") if info and meta.get(key)}
+        if info:
+            labels["song"] = f"{meta['total_length'] / rate:.4g} s, from {meta['offset'] / rate:.4g} s on"
+        labels["seed"] = str(run.request.seed)
+        picture = run.out / "alignment" / f"item_{number}.png"
+        lyrics = info.get("lyrics", "") if source.priors[source.top].lyrics else ""
+        items.append(report.Item(number, labels, lyrics, picture if picture.exists() else None))
+    levels = [
+        _row(run, level, run.tapes[level].array())
+        for level in run.request.levels
+        if "decode_seconds" in run.stats(level)
+    ]
+    seconds = run.request.length / rate
+    versions = ", ".join(f"{name} {version}" for name, version in run.record["versions"].items())
+    report.write(
+        run.out / "index.html", items, levels, rate=rate, title=f"{source.name}: {seconds:.1f} s, {run.record['mode']}",
+        summary=f"{len(items)} item{'s' * (len(items) > 1)} at {rate:,} Hz, begun {run.record['started']}",
+        command=run.record["command"], footer=f"{run.record['device']} · {versions}",
+    )  # fmt: skip
+
+
+def _row(run: Run, level: int, codes: Int32[np.ndarray, "b t"]) -> dict[str, Any]:
+    stats, hop, rate = run.stats(level), run.source.hop(level), run.source.vqvae.sample_rate
+    return stats | {
+        "level": level,
+        "codes": codes.shape[1],
+        "seconds": codes.shape[1] * hop / rate,
+        "codes_per_second": rate / hop,
+        "drawn_per_second": stats["drawn_codes"] / stats["draw_seconds"] if stats["draw_seconds"] else 0.0,
+    }
+
+
+@contextmanager
+def _progress(what: str, seconds: float) -> Iterator[tqdm]:
+    """A bar in seconds of audio, with the time gone and the time to go."""
+    form = "{desc:<16} {percentage:3.0f}% |{bar:24}| {n:.1f} of {total:.1f} s audio, {elapsed} gone, {remaining} to go"
+    with tqdm(total=seconds, desc=what, bar_format=form, mininterval=0.5, smoothing=0.1) as bar:
+        yield bar
+
+
+def _counted(pieces: Iterator[np.ndarray], bar: tqdm, rate: int) -> Iterator[np.ndarray]:
+    for piece in pieces:
+        _advance(bar, len(piece) / rate)
+        yield piece
+
+
+def _advance(bar: tqdm, seconds: float) -> None:
+    bar.update(min(seconds, bar.total - bar.n))  # sums of seconds are rounded; tqdm warns of more than all
+
+
+def require_free_space(out: Path, seconds: float, items: int, levels: int, rate: int) -> None:
+    """Raise ``UserError`` if the wavs would not fit the disk that ``out`` is on."""
+    there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    need, free = 2.3 * seconds * rate * items * levels, shutil.disk_usage(there).free
+    if need > free:
+        raise UserError(f"{out} would need {need / 1e9:.1f} GB for its audio; {there} has {free / 1e9:.1f} GB free")
