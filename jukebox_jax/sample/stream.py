@@ -1,4 +1,4 @@
-"""Audio to files while it is decoded: wav, a small mp3 for the page, and a spectrogram, in constant memory."""
+"""Codes to audio to files, piece by piece in constant memory: wav, a small mp3 for the page, and a spectrogram."""
 
 from __future__ import annotations
 
@@ -14,20 +14,34 @@ import numpy as np
 import soundfile
 from jaxtyping import Float, Int32
 
+from jukebox_jax import presets
+from jukebox_jax.models.resnet import dilations
 from jukebox_jax.models.vqvae import VQVAE
 from jukebox_jax.sample.source import Source
 from jukebox_jax.sample.spectrogram import MelSpectrogram
 
 MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
+PIECE = 1 << 18  # samples decoded at once, about: 6 s at 44.1 kHz
 BLOCK = 1 << 14  # samples written at once: libsndfile's Vorbis encoder takes no more than a few seconds
 
 
 def decode(
     source: Source, variables: Any, codes: Int32[np.ndarray, "t"], level: int
 ) -> Iterator[Float[np.ndarray, "a"]]:
-    """Audio of one item's codes, in pieces."""
-    audio = _decode(VQVAE(source.vqvae), variables, jnp.asarray(codes[None]), level)
-    yield np.asarray(audio)[0, :, 0]
+    """Audio of one item's codes, in pieces: the same as of all codes at once, in memory that does not grow with them.
+
+    Each piece is decoded with as many codes on both sides as can reach it, and those are cut off again. All windows
+    have one length (so one program is compiled), and the ends of the song are ends of windows.
+    """
+    hop, reach, model = source.hop(level), decoder_reach(source.vqvae, level), VQVAE(source.vqvae)
+    window = min(len(codes), max(PIECE // hop, 2 * reach) + 2 * reach)
+    done = 0
+    while done < len(codes):
+        start = min(max(0, done - reach), len(codes) - window)
+        end = len(codes) if start + window == len(codes) else start + window - reach
+        audio = _decode(model, variables, jnp.asarray(codes[None, start : start + window]), level)
+        yield np.asarray(audio)[0, (done - start) * hop : (end - start) * hop, 0]
+        done = end
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
@@ -35,7 +49,22 @@ def _decode(model: VQVAE, variables: Any, codes: jax.Array, level: int) -> Any:
     return model.apply(variables, codes, level, method="decode")
 
 
-def write_audio(pieces: Iterable[Float[np.ndarray, "a"]], rate: int, samples: int, stem: Path) -> None:
+def decoder_reach(config: presets.VQVAE, level: int) -> int:
+    """How many codes away a code can be and still change another one's audio (spec/quirks.md A25: 5742, 80, 82)."""
+    _, depth = config.level_width_depth(level)
+    low, high = 0, config.hop_lengths[level] - 1  # samples of one code; from here to the codes that they are made of
+    low, high = low - 1, high + 1  # the last convolution, width 3
+    for block in range(level + 1):
+        stride = config.strides[block]
+        for _ in range(config.down_depths[block]):
+            low, high = -(-(low + stride // 2 - 2 * stride + 1) // stride), (high + stride // 2) // stride
+            spread = sum(dilations(depth, config.dilation_growth, config.dilation_cycle))
+            low, high = low - spread, high + spread
+        low, high = (low - 1, high + 1) if config.down_depths[block] else (low, high)
+    return max(-low, high)
+
+
+def write_audio(pieces: Iterable[Float[np.ndarray, "_"]], rate: int, samples: int, stem: Path) -> None:
     """Write ``stem.wav`` (16 bit, clipped to [-1, 1]), its compressed twin, and ``stem.png``, its mel spectrogram.
 
     ``samples`` is the length of all pieces together. Each file appears when it is complete.
@@ -73,7 +102,7 @@ def _staged(target: Path) -> Path:
     return target.with_name(target.name + ".part")
 
 
-def _blocks(pieces: Iterable[Float[np.ndarray, "a"]]) -> Iterator[Float[np.ndarray, "n"]]:
+def _blocks(pieces: Iterable[Float[np.ndarray, "_"]]) -> Iterator[Float[np.ndarray, "_"]]:
     for piece in pieces:
         for begin in range(0, len(piece), BLOCK):
             yield piece[begin : begin + BLOCK]
