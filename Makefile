@@ -8,6 +8,13 @@ MUSIC ?=
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
+
+# Run $(2) on each file of the pattern $(1); the first failure ends it, and so does a pattern without files.
+define each
+@found=; for file in $(1); do test -e "$$file" || continue; found=yes; echo "$(2) $$file"; $(2) "$$file" || exit 1; done; \
+  test -n "$$found" || { echo "make $@: there is no $(1) yet" >&2; exit 2; }
+endef
+
 .PHONY: help install demo test lint types format bench certify chaos notebooks clean
 
 help:  ## list the targets
@@ -56,17 +63,17 @@ format: $(VENV)/.dev  ## apply ruff's fixes and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.dev $(VENV)/.bench  ## benchmarks, ours beside a peer's
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+bench: $(VENV)/.dev $(VENV)/.bench  ## every script of benchmarks/, ours beside a peer's
+	$(call each,benchmarks/*.py,$(BIN)/python)
 
 certify: $(VENV)/.dev $(VENV)/.tpu  ## compile for pods that are not here; rewrites certificates/
-	$(BIN)/python -m jukebox_jax.certify.table certificates
+	$(call each,certificates/*.py,$(BIN)/python)
 
-chaos: $(VENV)/.dev  ## kill, corrupt and starve training and sampling; they must recover
-	$(BIN)/python -m pytest -q tests/chaos $(ARGS)
+chaos: $(VENV)/.dev  ## long runs of damage: fuzzed checkpoints, files of full size (20 GB of disk)
+	$(call each,$(filter-out tests/chaos/test_%,$(wildcard tests/chaos/*.py)),$(BIN)/python)
 
 notebooks: $(VENV)/.dev $(VENV)/.notebooks  ## run every notebook
-	$(BIN)/python -m pytest -q tests/notebooks $(ARGS)
+	$(call each,notebooks/*.ipynb,$(BIN)/jupyter-execute)
 
 clean:  ## remove what make made, .venv included
 	rm -rf $(VENV) demo_out build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
