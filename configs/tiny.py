@@ -36,5 +36,6 @@ def get_config(arg=""):
         c = config.prior(PRIORS[arg.part])
         c.batch_size, c.steps, c.remat = 8, 400, False
     c.optimizer.learning_rate = 1e-3
+    c.ema.decay = 0.98  # a run of a few hundred steps would otherwise export its beginnings
     c.save_every = c.evaluate_every = c.sample_every = 200
     return config.shrink(c) if arg.runlocal else c
