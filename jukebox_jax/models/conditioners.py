@@ -68,35 +68,32 @@ class LabelEmbedding(nn.Module):
 def timing_bins(config: presets.Labels, y: Int[Array, "b cols"], num_positions: int):
     """Bins of total length (b, 1), absolute and relative position (b, t): spec/prior.md section 7.
 
-    The order of the float32 operations decides at bin edges, so the compiler may not contract or reassociate them:
-    every product and quotient stands behind a barrier.
+    Every float32 operation is rounded as the original's, which decides at bin edges. So the compiler may neither contract
+    a product and a sum (``_spread``) nor multiply by a reciprocal (``_bins``).
     """
     assert config.min_duration is not None and config.max_duration is not None, "timing needs the range of durations"
     low, high = config.min_duration * config.sample_rate, config.max_duration * config.sample_rate
     total = y[:, :1].astype(jnp.float32)
     start, end = y[:, 1:2].astype(jnp.float32), (y[:, 1:2] + y[:, 2:3]).astype(jnp.float32)
-    relative_end = jnp.clip(_exact(end / total), 0.0, 1.0)
+    zero = jnp.minimum(y[:, :1], 0)  # a length is not negative, but the compiler does not know it
+    relative = _spread(start / total, jnp.clip(end / total, 0.0, 1.0), num_positions, zero)
     bins = config.time_bins
     return (
         _bins(total, low, high, bins),
-        _bins(_spread(start, end, num_positions), 0.0, high, bins),
-        _bins(_spread(_exact(start / total), relative_end, num_positions), 0.0, 1.0, bins),
+        _bins(_spread(start, end, num_positions, zero), 0.0, high, bins),
+        _bins(relative, 0.0, 1.0, bins),
     )
 
 
-def _exact(x: Array) -> Array:
-    """Keep an intermediate rounded as it stands: no fused multiply-add, no reciprocal."""
-    return jax.lax.optimization_barrier(x)
-
-
-def _spread(start: Float[Array, "b 1"], end: Float[Array, "b 1"], count: int) -> Float[Array, "b t"]:
+def _spread(start: Float[Array, "b 1"], end: Float[Array, "b 1"], count: int, zero: Int[Array, "b 1"]):
+    """``count`` positions from ``start`` to before ``end`` (b, count)."""
     if count == 1:
         return start
-    fraction = _exact(jnp.asarray(np.arange(count, dtype=np.float32) / np.float32(count))[None])
-    return start + _exact((end - start) * fraction)
+    fraction = np.arange(count, dtype=np.float32) / np.float32(count)
+    bits = jax.lax.bitcast_convert_type((end - start) * fraction[None], jnp.int32)
+    return start + jax.lax.bitcast_convert_type(bits | zero, jnp.float32)  # no fused multiply-add over an integer
 
 
 def _bins(position: Float[Array, "b t"], low: float, high: float, count: int) -> Int[Array, "b t"]:
-    width = _exact(jnp.full((1, 1), high - low, jnp.float32))
-    fraction = _exact((position - jnp.float32(low)) / width)
-    return jnp.clip(jnp.floor(count * fraction).astype(jnp.int32), 0, count - 1)
+    width = jnp.float32(high - low) + jnp.minimum(position, 0.0)  # not one number for all rows: no reciprocal
+    return jnp.clip(jnp.floor(count * ((position - jnp.float32(low)) / width)).astype(jnp.int32), 0, count - 1)

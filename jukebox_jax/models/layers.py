@@ -7,13 +7,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from jukebox_jax import presets
 from jukebox_jax.models import cache as kv_cache
 from jukebox_jax.models.pattern import Kind
-from jukebox_jax.ops import attention_xla, blocks
-from jukebox_jax.ops.attention import attend
+from jukebox_jax.ops import attention, attention_xla, blocks
 
 Dtype = Any
 
@@ -71,33 +71,42 @@ class Layer(nn.Module):
             return x + a + m
         return x + (a + m) / self.config.depth
 
-    def _qkv(self, x, lyrics):
-        h = self.norm_0(x)
+    def project(self, h: Float[Array, "b t d"], lyrics: Any = None):
+        """Queries, keys and values of a normalised stream (LYRICS: keys and values of the lyric encodings b l d)."""
         source = lyrics.astype(h.dtype) if self.kind is Kind.LYRICS else h
         return self.attention.query(h), self.attention.key(source), self.attention.value(source)
 
-    def _attend(self, q, k, v):
+    def attend(self, q: Float[Array, "b t S"], k: Float[Array, "b s S"], v: Float[Array, "b s S"]):
+        """This layer's kind of attention; ``t`` is the context or a prefix of whole blocks."""
         c = self.config
-        num_blocks = c.num_blocks and q.shape[1] // c.block_length  # a prefix of whole blocks has fewer of them
-        return attend(
+        num_blocks = c.num_blocks and q.shape[1] // c.block_length
+        return attention.attend(
             self.kind.value, q, k, v, num_heads=c.num_heads, num_blocks=num_blocks, prefix=self.sizes.prefix,
             spread=c.spread or 1, implementation=self.implementation,
         )  # fmt: skip
 
+    def mix(self, h: Float[Array, "b t d"], lyrics: Any = None) -> Float[Array, "b t d"]:
+        """Attention and its projections over a normalised stream: ``a`` of the class's formula."""
+        return self.attention.output(self.attend(*self.project(h, lyrics)))
+
     def __call__(self, x: Float[Array, "b t d"], lyrics: Float[Array, "b l d"] | None = None) -> Float[Array, "b t d"]:
-        return self._finish(x, self.attention.output(self._attend(*self._qkv(x, lyrics))))
+        return self._finish(x, self.mix(self.norm_0(x), lyrics))
 
     def prefill(self, x: Float[Array, "b t d"], lyrics, known):
         """The same, and this layer's cache for a step at position ``known``. ``t`` must be whole blocks."""
-        q, k, v = self._qkv(x, lyrics)
+        q, k, v = self.project(self.norm_0(x), lyrics)
         kv = kv_cache.pack(k, v, self.config.num_heads)
         filled = kv_cache.fill(self.kind, kv, self.sizes, known)
-        return self._finish(x, self.attention.output(self._attend(q, k, v))), filled
+        return self._finish(x, self.attention.output(self.attend(q, k, v))), filled
 
     def step(self, x: Float[Array, "b d"], cache: Float[Array, "r *s"], index, t):
         """One position. Returns the layer's output and the cache with position t of repeat ``index`` written."""
+        a, cache = self.mix_step(self.norm_0(x), cache, index, t)
+        return self._finish(x, a), cache
+
+    def mix_step(self, h: Float[Array, "b d"], cache: Float[Array, "r *s"], index, t):
+        """``mix`` of one position."""
         num_heads, sizes = self.config.num_heads, self.sizes
-        h = self.norm_0(x)
         q = self.attention.query(h)
         if self.kind is not Kind.LYRICS:
             kv = kv_cache.pack(self.attention.key(h), self.attention.value(h), num_heads)
@@ -109,10 +118,10 @@ class Layer(nn.Module):
         scores = jnp.einsum("bhk,sbhk->bhs", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
         mask = kv_cache.visible(self.kind, sizes, t, kv.shape[0])
         p = jax.nn.softmax(jnp.where(mask[None, None], scores, attention_xla.MASKED), axis=-1).astype(v.dtype)
-        o = jnp.einsum("bhs,sbhk->bhk", p, v).reshape(x.shape[0], -1)
+        o = jnp.einsum("bhs,sbhk->bhk", p, v).reshape(h.shape[0], -1)
         if self.kind is Kind.PREVIOUS:  # zero keys and values before the first block
             o = o * (t >= sizes.block_length).astype(o.dtype)
-        return self._finish(x, self.attention.output(o)), cache
+        return self.attention.output(o), cache
 
     def lyrics_cache(self, lyrics: Float[Array, "b l d"]):
         """Cache of a LYRICS layer, from the lyric encodings."""
@@ -122,11 +131,11 @@ class Layer(nn.Module):
 
     def attention_weights(self, x: Float[Array, "b t d"], lyrics, head: int) -> Float[Array, "b t s"]:
         """Softmax of one head of a LYRICS or PRIME layer over all its keys."""
-        q, k, _ = self._qkv(x, lyrics)
+        q, k, _ = self.project(self.norm_0(x), lyrics)
         mask = None
         if self.kind is Kind.PRIME:
             k = k[:, : self.sizes.prefix]
-            mask = jnp.arange(k.shape[1]) <= jnp.arange(q.shape[1])[:, None]
+            mask = np.arange(k.shape[1]) <= np.arange(q.shape[1])[:, None]
         q, k = (blocks.split_heads(y, self.config.num_heads)[:, head : head + 1] for y in (q, k))
         return attention_xla.weights(q, k, mask)[:, 0]
 
