@@ -1,7 +1,8 @@
 """Convolutional blocks that the VQ-VAE and the priors' conditioner share (spec/vqvae.md section 1), channels last.
 
-Variable names follow the modules' order in the original checkpoints: ``Resnet1D`` names its blocks by position, so in a
-reversed stack ``block_0`` has the largest dilation.
+Modules own the variables and say which layers they are made of (``stack``); ``ops/conv_stack.py`` computes. Variable
+names follow the modules' order in the original checkpoints: ``Resnet1D`` names its blocks by position, so in a reversed
+stack ``block_0`` has the largest dilation.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jukebox_jax.ops import convolution
+from jukebox_jax.ops import conv_stack
+from jukebox_jax.ops.conv_stack import Layer, Stack
+from jukebox_jax.types import UserError
 
 
 def uniform_init(bound: float) -> nn.initializers.Initializer:
@@ -27,42 +30,24 @@ def uniform_init(bound: float) -> nn.initializers.Initializer:
 
 
 class Conv(nn.Module):
-    """A convolution with bias, ``padding`` zeros on each side; U(±1/sqrt(fan in)) initial weights and biases."""
+    """Kernel and bias of a convolution, U(+-1/sqrt(fan in)) at first.
+
+    The fan in of a ``transposed`` one is counted over its outputs, as PyTorch does.
+    """
 
     width: int
     size: int
-    stride: int = 1
-    dilation: int = 1
-    padding: int = 0
+    transposed: bool = False
     zero_init: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b u o"]:
-        init = nn.initializers.zeros_init() if self.zero_init else uniform_init(1 / math.sqrt(x.shape[-1] * self.size))
-        kernel = self.param("kernel", init, (self.size, x.shape[-1], self.width))
+    def __call__(self, inputs: int) -> tuple[Float[Array, "k d o"], Float[Array, " o"]]:
+        bound = 1 / math.sqrt((self.width if self.transposed else inputs) * self.size)
+        init = nn.initializers.zeros_init() if self.zero_init else uniform_init(bound)
+        kernel = self.param("kernel", init, (self.size, inputs, self.width))
         bias = self.param("bias", init, (self.width,))
-        x, kernel, bias = (v.astype(self.dtype) for v in (x, kernel, bias))
-        x = convolution.conv(x, kernel, stride=self.stride, dilation=self.dilation, padding=self.padding)
-        return x + bias.reshape(1, 1, -1)
-
-
-class ConvTranspose(nn.Module):
-    """A transposed convolution with bias. PyTorch counts its fan in over the output channels; so does this."""
-
-    width: int
-    size: int
-    stride: int
-    padding: int
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b u o"]:
-        init = uniform_init(1 / math.sqrt(self.width * self.size))
-        kernel = self.param("kernel", init, (self.size, x.shape[-1], self.width))
-        bias = self.param("bias", init, (self.width,))
-        x, kernel, bias = (v.astype(self.dtype) for v in (x, kernel, bias))
-        return convolution.conv_transpose(x, kernel, stride=self.stride, padding=self.padding) + bias.reshape(1, 1, -1)
+        return kernel.astype(self.dtype), bias.astype(self.dtype)
 
 
 def dilations(depth: int, growth: int, cycle: int | None, reverse: bool = False) -> list[int]:
@@ -72,20 +57,17 @@ def dilations(depth: int, growth: int, cycle: int | None, reverse: bool = False)
 
 
 class ResidualBlock(nn.Module):
-    """``x + scale * conv1(relu(conv3(relu(x))))``, the width-3 convolution dilated."""
+    """Arrays of ``x + scale * conv1(relu(conv3(relu(x))))``."""
 
     width: int
     hidden: int
-    dilation: int
-    scale: float = 1.0
-    zero_init: bool = False
-    dtype: jnp.dtype = jnp.float32
+    zero_init: bool
+    dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        h = Conv(self.hidden, 3, 1, self.dilation, self.dilation, dtype=self.dtype, name="conv_0")(nn.relu(x))
-        h = Conv(self.width, 1, zero_init=self.zero_init, dtype=self.dtype, name="conv_1")(nn.relu(h))
-        return x + (h if self.scale == 1.0 else self.scale * h)
+    def __call__(self) -> tuple[Float[Array, "..."], ...]:
+        first = Conv(self.hidden, 3, dtype=self.dtype, name="conv_0")(self.width)
+        return first + Conv(self.width, 1, zero_init=self.zero_init, dtype=self.dtype, name="conv_1")(self.hidden)
 
 
 class Resnet1D(nn.Module):
@@ -102,20 +84,25 @@ class Resnet1D(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+    def stack(self) -> Stack:
+        """The layers, for ``width`` channels."""
         scale = 1 / math.sqrt(self.depth) if self.residual_scale else 1.0
         hidden = int(self.hidden_ratio * self.width)
-        for index, dilation in enumerate(dilations(self.depth, self.growth, self.cycle, self.reverse)):
-            block = ResidualBlock(
-                self.width, hidden, dilation, scale, self.zero_init, self.dtype, name=f"block_{index}"
-            )
-            x = block(x)
-        return x
+        layers = []
+        for i, dilation in enumerate(dilations(self.depth, self.growth, self.cycle, self.reverse)):
+            arrays = ResidualBlock(self.width, hidden, self.zero_init, self.dtype, name=f"block_{i}")()
+            layers.append((Layer("residual", dilation=dilation, scale=scale), arrays))
+        return layers
+
+    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        return conv_stack.whole(self.stack(), x.astype(self.dtype))
 
 
-class EncoderStage(nn.Module):
-    """Halve (for stride 2) the length, then a residual stack."""
+class Stage(nn.Module):
+    """A residual stack with a strided convolution before it, or (``upsample``) a transposed one after it."""
 
+    upsample: bool
+    out_dim: int  # of the strided or transposed convolution
     stride: int
     width: int
     depth: int
@@ -128,42 +115,23 @@ class EncoderStage(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b u w"]:
-        s = self.stride
-        x = Conv(self.width, 2 * s, s, padding=s // 2, dtype=self.dtype, name="downsample")(x)
-        return Resnet1D(
+    def stack(self, inputs: int) -> Stack:
+        """The layers, for ``inputs`` channels."""
+        if self.stride < 2 or self.stride % 2:
+            raise UserError(f"stride {self.stride}: lengths would not match; only even strides are allowed, such as 2")
+        name, size = "upsample" if self.upsample else "downsample", 2 * self.stride
+        conv = Conv(self.out_dim, size, self.upsample, dtype=self.dtype, name=name)(inputs)
+        layers = Resnet1D(
             self.width, self.depth, self.hidden_ratio, self.growth, self.cycle, self.residual_scale,
             self.zero_init, self.reverse, self.dtype, name="resnet",
-        )(x)  # fmt: skip
-
-
-class DecoderStage(nn.Module):
-    """A residual stack, then ``stride`` times the length."""
-
-    out_dim: int
-    stride: int
-    width: int
-    depth: int
-    hidden_ratio: float
-    growth: int
-    cycle: int | None
-    residual_scale: bool
-    zero_init: bool
-    reverse: bool
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b u o"]:
-        x = Resnet1D(
-            self.width, self.depth, self.hidden_ratio, self.growth, self.cycle, self.residual_scale,
-            self.zero_init, self.reverse, self.dtype, name="resnet",
-        )(x)  # fmt: skip
-        s = self.stride
-        return ConvTranspose(self.out_dim, 2 * s, s, s // 2, self.dtype, name="upsample")(x)
+        ).stack()  # fmt: skip
+        if self.upsample:
+            return [*layers, (Layer("up", size, self.stride), conv)]
+        return [(Layer("conv", size, self.stride), conv), *layers]
 
 
 class EncoderConvBlock(nn.Module):
-    """``down_depth`` stages, then a width-3 convolution to ``out_dim``: length / stride ** down_depth.
+    """``down_depth`` stages, each ``stride`` times shorter, then a width-3 convolution to ``out_dim``.
 
     Without stages (``down_depth=0``) the block is the identity, as in the original.
     """
@@ -182,19 +150,27 @@ class EncoderConvBlock(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b u o"]:
+    def stack(self, inputs: int) -> Stack:
+        """The layers, for ``inputs`` channels."""
+        layers = []
         for i in range(self.down_depth):
-            x = EncoderStage(
-                self.stride, self.width, self.depth, self.hidden_ratio, self.growth, self.cycle, self.residual_scale,
-                self.zero_init, self.reverse, self.dtype, name=f"stage_{i}",
-            )(x)  # fmt: skip
-        return Conv(self.out_dim, 3, padding=1, dtype=self.dtype, name="output")(x) if self.down_depth else x
+            stage = Stage(
+                False, self.width, self.stride, self.width, self.depth, self.hidden_ratio, self.growth, self.cycle,
+                self.residual_scale, self.zero_init, self.reverse, self.dtype, name=f"stage_{i}",
+            )  # fmt: skip
+            layers += stage.stack(self.width if i else inputs)
+        if self.down_depth:
+            layers.append((Layer("conv", 3), Conv(self.out_dim, 3, dtype=self.dtype, name="output")(self.width)))
+        return layers
+
+    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b u o"]:
+        return conv_stack.whole(self.stack(x.shape[-1]), x.astype(self.dtype))
 
 
 class DecoderConvBlock(nn.Module):
-    """A width-3 convolution to ``width``, then ``down_depth`` stages, the last to ``out_dim``.
+    """A width-3 convolution to ``width``, then ``down_depth`` stages, each ``stride`` times longer.
 
-    The length grows by ``stride ** down_depth``. Without stages the block is the identity.
+    The last stage ends in ``out_dim`` channels. Without stages the block is the identity.
     """
 
     out_dim: int
@@ -211,14 +187,19 @@ class DecoderConvBlock(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b u o"]:
-        if not self.down_depth:
-            return x
-        x = Conv(self.width, 3, padding=1, dtype=self.dtype, name="input")(x)
+    def stack(self, inputs: int) -> Stack:
+        """The layers, for ``inputs`` channels."""
+        layers = []
+        if self.down_depth:
+            layers.append((Layer("conv", 3), Conv(self.width, 3, dtype=self.dtype, name="input")(inputs)))
         for i in range(self.down_depth):
             out_dim = self.out_dim if i == self.down_depth - 1 else self.width
-            x = DecoderStage(
-                out_dim, self.stride, self.width, self.depth, self.hidden_ratio, self.growth, self.cycle,
+            stage = Stage(
+                True, out_dim, self.stride, self.width, self.depth, self.hidden_ratio, self.growth, self.cycle,
                 self.residual_scale, self.zero_init, self.reverse, self.dtype, name=f"stage_{i}",
-            )(x)  # fmt: skip
-        return x
+            )  # fmt: skip
+            layers += stage.stack(self.width)
+        return layers
+
+    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b u o"]:
+        return conv_stack.whole(self.stack(x.shape[-1]), x.astype(self.dtype))

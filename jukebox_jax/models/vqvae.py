@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jukebox_jax.models.resnet import Conv, DecoderConvBlock, EncoderConvBlock
-from jukebox_jax.ops import quantize
+from jukebox_jax.ops import conv_stack, quantize
+from jukebox_jax.ops.conv_stack import Layer, Stack
 from jukebox_jax.presets import VQVAE as Config
 from jukebox_jax.types import UserError, choose
 
@@ -22,36 +24,34 @@ class Encoder(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, audio: Float[Array, "b a 1"]) -> Float[Array, "b t e"]:
-        c = self.config
+    def stack(self) -> Stack:
+        c, layers = self.config, []
         width, depth = c.level_width_depth(self.level)
-        x = audio.astype(self.dtype)
         for i in range(self.level + 1):
-            x = EncoderConvBlock(
+            layers += EncoderConvBlock(
                 c.codebook_dim, c.down_depths[i], c.strides[i], width, depth, c.hidden_ratio, c.dilation_growth,
                 c.dilation_cycle, dtype=self.dtype, name=f"block_{i}",
-            )(x)  # fmt: skip
-        return x.astype(jnp.float32)
+            ).stack(c.codebook_dim if i else 1)  # fmt: skip
+        return layers
 
 
 class Decoder(nn.Module):
-    """Latents of one level to audio."""
+    """Latents of one level to audio, through the blocks of every level down from it."""
 
     config: Config
     level: int
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, latents: Float[Array, "b t e"]) -> Float[Array, "b a 1"]:
-        c = self.config
+    def stack(self) -> Stack:
+        c, layers = self.config, []
         width, depth = c.level_width_depth(self.level)
-        x = latents.astype(self.dtype)
         for i in reversed(range(self.level + 1)):
-            x = DecoderConvBlock(
+            layers += DecoderConvBlock(
                 c.codebook_dim, c.down_depths[i], c.strides[i], width, depth, c.hidden_ratio, c.dilation_growth,
                 c.dilation_cycle, reverse=c.reverse_decoder_dilation, dtype=self.dtype, name=f"block_{i}",
-            )(x)  # fmt: skip
-        return Conv(1, 3, padding=1, dtype=self.dtype, name="output")(x).astype(jnp.float32)
+            ).stack(c.codebook_dim)  # fmt: skip
+        return [*layers, (Layer("conv", 3), Conv(1, 3, dtype=self.dtype, name="output")(c.codebook_dim))]
 
 
 class Codebook(nn.Module):
@@ -71,8 +71,8 @@ class Codebook(nn.Module):
 class VQVAE(nn.Module):
     """The VQ-VAE of a preset. Variables: ``params`` and ``codebook`` (``level_{i}``: codebook, sum, count).
 
-    ``dtype`` is what the convolutions compute in; parameters, codebook, distances, inputs and outputs are float32.
-    The training forward is ``models/vqvae_loss.py``; long audio is ``models/vqvae_stream.py``.
+    ``dtype`` is what the convolutions compute in; parameters, codebook, distances, inputs and outputs are float32. The
+    training loss is in ``models/vqvae_loss.py``; signals longer than memory go through ``models/vqvae_stream.py``.
     """
 
     config: Config
@@ -87,33 +87,41 @@ class VQVAE(nn.Module):
         if c.use_bottleneck:
             self.codebooks = [Codebook(c.codebook_size, c.codebook_dim, name=f"level_{level}") for level in levels]
 
-    def latents(self, audio: Float[Array, "b a 1"], level: int) -> Float[Array, "b t e"]:
-        """Encoder output of one level: ``t = a // hop``."""
+    def encoder(self, level: int) -> Stack:
+        """The layers of the encoder of a level."""
         choose("level", level, range(self.config.levels))
-        return self.encoders[level](audio)
+        return self.encoders[level].stack()
+
+    def decoder(self, level: int) -> Stack:
+        """The layers of the decoder of a level."""
+        choose("level", level, range(self.config.levels))
+        return self.decoders[level].stack()
 
     def codebook(self, level: int) -> quantize.CodebookState:
-        """The codebook state of one level."""
+        """The codebook state of a level."""
         return self.codebooks[level]()
+
+    def latents(self, audio: Float[Array, "b a 1"], level: int) -> Float[Array, "b t e"]:
+        """Encoder output of one level, to differentiate: ``t = a // hop``."""
+        return conv_stack.whole(self.encoder(level), audio.astype(self.dtype)).astype(jnp.float32)
+
+    def decode_latents(self, latents: Float[Array, "b t e"], level: int) -> Float[Array, "b a 1"]:
+        """Decoder output of one level, to differentiate: ``a = t * hop``."""
+        return conv_stack.whole(self.decoder(level), latents.astype(self.dtype)).astype(jnp.float32)
 
     def encode_level(self, audio: Float[Array, "b a 1"], level: int) -> Int[Array, "b t"]:
         """Codes of one level; only its encoder runs."""
-        x = self.latents(audio, level)
-        codes, _ = quantize.nearest_codes(x.reshape(-1, x.shape[-1]), self.codebook(level).codebook)
-        return codes.reshape(x.shape[:2])
+        latents = conv_stack.forward(self.encoder(level), audio.astype(self.dtype))
+        return quantize.nearest_codes(latents.astype(jnp.float32), self.codebook(level).codebook)[0]
 
     def encode(self, audio: Float[Array, "b a 1"], levels: Sequence[int] | None = None) -> list[Int[Array, "b t"]]:
         """Codes of the given levels (None: all, bottom first)."""
         return [self.encode_level(audio, level) for level in (range(self.config.levels) if levels is None else levels)]
 
-    def decode_latents(self, latents: Float[Array, "b t e"], level: int) -> Float[Array, "b a 1"]:
-        """Decoder output of one level: ``a = t * hop``."""
-        choose("level", level, range(self.config.levels))
-        return self.decoders[level](latents)
-
     def decode(self, codes: Int[Array, "b t"], level: int) -> Float[Array, "b a 1"]:
         """Audio of the codes of one level; only its decoder runs."""
-        return self.decode_latents(quantize.dequantize(codes, self.codebook(level).codebook), level)
+        lookup = partial(quantize.dequantize, codebook=self.codebook(level).codebook.astype(self.dtype))
+        return conv_stack.forward(self.decoder(level), codes, lookup).astype(jnp.float32)
 
     def __call__(self, audio: Float[Array, "b a 1"]) -> list[Float[Array, "b a 1"]]:
         """Reconstructions from every level, bottom first. Touches every variable, so ``init`` calls it."""

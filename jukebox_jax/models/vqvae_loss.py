@@ -19,7 +19,7 @@ from jukebox_jax.types import UserError, choose
 class Bandwidth(NamedTuple):
     """What the losses are divided by: mean absolute value, variance and spectral norm of the training audio.
 
-    ``spectral`` belongs to one chunk length (``ops/bandwidth.py``).
+    ``spectral`` belongs to one chunk length (``data/bandwidth.py``).
     """
 
     l1: float | Float[Array, ""] = 1.0
@@ -64,7 +64,7 @@ def vqvae_loss(
     outputs = []
     commitment = jnp.float32(0)
     for level in range(c.levels):
-        x = model.apply(variables, audio, level, method="latents")
+        x: Any = model.apply(variables, audio, level, method="latents")
         if c.use_bottleneck:
             level_rng = None if rng is None else jax.random.fold_in(rng, level)
             quantized, state, report = _quantize(

@@ -1,11 +1,14 @@
-"""One-dimensional convolutions, channels last: the one place that decides which form a backend gets.
+"""One-dimensional convolutions, channels last. Kernels are ``(k, in, out)``, padding is zeros on both sides.
 
-Kernels are ``(k, in, out)``. Padding is zeros on both sides. float32 means float32: matrix units that would round
-float32 operands (TPU, TensorFloat-32) are told not to.
+Two forms. The plain one is XLA's convolution. The ``windowed`` one takes the context as rows of its argument and
+computes with matrix products only, the dilated convolution with a third fewer of them (Winograd's F(2, 3)): faster on a
+CPU, where windows fit its cache. float32 means float32: matrix units that would round float32 operands (TPU,
+TensorFloat-32) are told not to.
 """
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
@@ -21,7 +24,9 @@ def precision(dtype: jnp.dtype) -> lax.Precision:
 def conv(
     x: Float[Array, "b t d"], kernel: Float[Array, "k d o"], *, stride: int = 1, dilation: int = 1, padding: int = 0
 ) -> Float[Array, "b u o"]:
-    """Cross-correlation with ``padding`` zeros on each side: ``u = (t + 2 p - dilation (k - 1) - 1) // stride + 1``."""
+    """Cross-correlation: ``u = (t + 2 padding - dilation (k - 1) - 1) // stride + 1``."""
+    if stride == 1 and padding >= x.shape[1] and kernel.shape[0] == 3 and padding == dilation:
+        kernel, dilation, padding = kernel[1:2], 1, 0  # both side taps only meet zeros
     return lax.conv_general_dilated(
         x, kernel, (stride,), [(padding, padding)], rhs_dilation=(dilation,),
         dimension_numbers=_DIMENSIONS, precision=precision(x.dtype),
@@ -40,3 +45,78 @@ def conv_transpose(
         x, kernel[::-1], (1,), [(side, side)], lhs_dilation=(stride,),
         dimension_numbers=_DIMENSIONS, precision=precision(x.dtype),
     )  # fmt: skip
+
+
+def windowed_conv(x: Float[Array, "b t d"], kernel: Float[Array, "k d o"], stride: int) -> Float[Array, "b u o"]:
+    """``conv`` without padding, as few, wide products."""
+    size, width, out = kernel.shape
+    length = (x.shape[1] - size) // stride + 1
+    if size % stride:
+        return conv(x, kernel, stride=stride)
+    taps = size // stride
+    if out == 1 and stride == 1:  # one product for all taps, then shifted sums
+        y = product(x, kernel[:, :, 0].T)
+        return sum((y[:, i : i + length, i : i + 1] for i in range(1, taps)), y[:, :length, :1])
+    rows = x[:, : (length - 1 + taps) * stride].reshape(x.shape[0], -1, stride * width)
+    shifted = [rows[:, i : i + length] for i in range(taps)]
+    if width == 1:  # too few inputs for a product of their own
+        return product(jnp.concatenate(shifted, axis=-1), kernel.reshape(size, out))
+    kernel = kernel.reshape(taps, stride * width, out)
+    return sum((product(shifted[i], kernel[i]) for i in range(1, taps)), product(shifted[0], kernel[0]))
+
+
+def windowed_conv_transpose(x: Float[Array, "b t d"], kernel: Float[Array, "k d o"]) -> Float[Array, "b u o"]:
+    """``conv_transpose`` of kernel size 2 stride and padding stride / 2, of the inner ``t - 2`` frames of ``x``.
+
+    Sample ``r`` of a frame is its own product and one neighbour's: the left one's in the first half, the right one's in
+    the second.
+    """
+    size, width, out = kernel.shape
+    quarter = size // 4 * out
+    taps = jnp.swapaxes(kernel, 0, 1).reshape(width, size * out)
+    own = product(x[:, 1:-1], taps[:, quarter : 3 * quarter])
+    left, right = product(x[:, :-2], taps[:, 3 * quarter :]), product(x[:, 2:], taps[:, :quarter])
+    return (own + jnp.concatenate([left, right], axis=-1)).reshape(x.shape[0], -1, out)
+
+
+def windowed_residual(
+    x: Float[Array, "b t d"],
+    kernel: Float[Array, "3 d o"],
+    bias: Float[Array, " o"],
+    out_kernel: Float[Array, "1 o d"],
+    out_bias: Float[Array, " d"],
+    dilation: int,
+    scale: float,
+) -> Float[Array, "b u d"]:
+    """``x + scale * conv1(relu(conv3(relu(x))))`` of the inner ``u = t - 2 dilation`` rows.
+
+    If ``u`` is a multiple of ``2 dilation``, rows ``i`` and ``i + dilation`` of the dilated convolution come from four
+    products instead of six; the difference is a rounding error.
+    """
+
+    def finish(h: Float[Array, "... o"], x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        h = jax.nn.relu(h + bias.reshape((1,) * (h.ndim - 1) + (-1,)))
+        return x + scale * (product(h, out_kernel[0]) + out_bias.reshape((1,) * (h.ndim - 1) + (-1,)))
+
+    batch, rows, width = x.shape
+    length = rows - 2 * dilation
+    r = jax.nn.relu(x)
+    if length % (2 * dilation):
+        first, second, third = (product(r[:, i * dilation : i * dilation + length], kernel[i]) for i in range(3))
+        return finish(first + second + third, x[:, dilation:-dilation])
+
+    def phases(x: Float[Array, "b t d"]) -> list[Float[Array, "b n k d"]]:
+        split = x.reshape(batch, -1, 2, dilation, width)
+        return [split[:, :-1, 0], split[:, :-1, 1], split[:, 1:, 0], split[:, 1:, 1]]
+
+    r0, r1, r2, r3 = phases(r)
+    k0, k1, k2 = kernel
+    even, odd = product(r1 + r2, (k0 + k1 + k2) / 2), product(r2 - r1, (k0 - k1 + k2) / 2)
+    _, x1, x2, _ = phases(x)
+    y = [finish(product(r0 - r2, k0) + even + odd, x1), finish(even - odd - product(r1 - r3, k2), x2)]
+    return jnp.stack(y, axis=2).reshape(batch, length, width)
+
+
+def product(x: Float[Array, "*b d"], matrix: Float[Array, "d o"]) -> Float[Array, "*b o"]:
+    """A matrix product over the last axis, in full precision if float32."""
+    return jnp.matmul(x, matrix, precision=precision(x.dtype))

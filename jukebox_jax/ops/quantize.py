@@ -7,6 +7,7 @@ are sums over all devices, and no collective is written here.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -24,12 +25,50 @@ class CodebookState(NamedTuple):
     count: Float[Array, " k"]
 
 
-def nearest_codes(x: Float[Array, "m e"], codebook: Float[Array, "k e"]) -> tuple[Int[Array, " m"], Float[Array, " m"]]:
-    """Index of the nearest code of each vector (the first of equals) and the squared distance to it."""
-    x, codebook = x.astype(jnp.float32), codebook.astype(jnp.float32)
-    product = jnp.matmul(x, codebook.T, precision=lax.Precision.HIGHEST)
-    distance = jnp.sum(x**2, -1, keepdims=True) - 2 * product + jnp.sum(codebook**2, -1)[None]
-    return jnp.argmin(distance, -1).astype(jnp.int32), jnp.min(distance, -1)
+def nearest_codes(
+    x: Float[Array, "*b e"], codebook: Float[Array, "k e"]
+) -> tuple[Int[Array, "*b"], Float[Array, "*b"]]:
+    """Index of the nearest code of each vector (the first of equals) and the squared distance to it.
+
+    ``x`` has at least one leading axis. Distances to all codes exist for a stretch of the last of them at a time.
+    """
+    in_cache, default = partial(_nearest, rows=256, argmin=_argmin_cpu), partial(_nearest, rows=None, argmin=_argmin)
+    return lax.platform_dependent(x.astype(jnp.float32), codebook.astype(jnp.float32), cpu=in_cache, default=default)
+
+
+def _nearest(x, codebook, *, rows, argmin):
+    shape = x.shape[:-1]
+    x = x.reshape(-1, *x.shape[-2:])
+    batch, length, width = x.shape
+    # On a CPU the distances stay in its cache. Elsewhere the batch may be spread over devices: its size does not count.
+    stretch = min(length, max(1, rows // batch) if rows else 8192)
+    pieces = -(-length // stretch)
+    norms = jnp.sum(codebook**2, axis=-1)[:, None, None]
+
+    def nearest(piece: Float[Array, "b s e"]) -> tuple[Int[Array, "b s"], Float[Array, "b s"]]:
+        product = jnp.einsum("ke,bse->kbs", codebook, piece, precision=lax.Precision.HIGHEST)
+        return argmin(jnp.sum(piece**2, axis=-1)[None] - 2 * product + norms)
+
+    if pieces == 1:
+        codes, distance = nearest(x)
+    else:
+        x = jnp.pad(x, ((0, 0), (0, pieces * stretch - length), (0, 0))).reshape(batch, pieces, stretch, width)
+        found = lax.map(nearest, jnp.moveaxis(x, 1, 0))
+        codes, distance = (jnp.moveaxis(y, 0, 1).reshape(batch, -1)[:, :length] for y in found)
+    return codes.reshape(shape), distance.reshape(shape)
+
+
+def _argmin(distance):
+    return jnp.argmin(distance, axis=0).astype(jnp.int32), jnp.min(distance, axis=0)
+
+
+def _argmin_cpu(distance):
+    """Two plain reductions, which vectorise. The barrier makes both read the same numbers."""
+    distance = lax.optimization_barrier(distance)
+    least = jnp.min(distance, axis=0)
+    last = distance.shape[0] - 1
+    index = jnp.arange(last + 1, dtype=jnp.int32).reshape(-1, *[1] * least.ndim)
+    return jnp.min(jnp.where(distance == least[None], index, last), axis=0), least
 
 
 def dequantize(codes: Int[Array, "*b"], codebook: Float[Array, "k e"]) -> Float[Array, "*b e"]:
@@ -80,8 +119,8 @@ def update(
 ) -> tuple[CodebookState, dict[str, Float[Array, ""]]]:
     """One step of the moving average. Codes whose count falls below ``threshold`` become candidates.
 
-    The sums of a revived code are kept, as in the original. Metrics: those of ``usage_metrics``, ``usage`` (codes alive)
-    and ``dk`` (root mean square change of the codebook).
+    The sums of a revived code are kept, as in the original. Metrics: those of ``usage_metrics``, ``usage`` (codes
+    alive) and ``dk`` (root mean square change of the codebook).
     """
     size = state.codebook.shape[0]
     sums = jax.ops.segment_sum(vectors, codes, size)
@@ -107,7 +146,7 @@ def code_counts(codes: Int[Array, " m"], size: int) -> Float[Array, "{size}"]:
 
 
 def usage_metrics(counts: Float[Array, " k"], threshold: float) -> dict[str, Float[Array, ""]]:
-    """``entropy`` (nats) of a batch's codes, and ``used_curr``: how many occur at least ``threshold`` times."""
+    """``entropy`` (nats) of a batch's codes; ``used_curr``: how many occur at least ``threshold`` times."""
     share = counts / jnp.sum(counts)
     return {
         "entropy": -jnp.sum(share * jnp.log(share + 1e-8)),

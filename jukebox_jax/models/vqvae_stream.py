@@ -1,0 +1,79 @@
+"""Encode and decode signals of any length in bounded memory, with the codes and the audio of one go.
+
+The device holds one chunk and the last rows of every layer (``ops/conv_stack.py``); nothing is computed twice, and all
+lengths share one compiled program.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from jukebox_jax.models.vqvae import VQVAE
+from jukebox_jax.ops import conv_stack, quantize
+from jukebox_jax.types import UserError
+
+CHUNK = 1 << 18  # samples at once, about: 6 s at 44.1 kHz
+
+
+def encode_long(
+    model: VQVAE,
+    variables: Mapping[str, Any],
+    audio: Float[np.ndarray, "b a 1"],
+    levels: Sequence[int] | None = None,
+    *,
+    chunk: int = CHUNK,
+) -> list[Int[np.ndarray, "b t"]]:
+    """Codes of the given levels (None: all, bottom first): ``t = a // hop``, int32. ``chunk`` is in samples.
+
+    Raises ``UserError`` for audio shorter than one code.
+    """
+    levels = range(model.config.levels) if levels is None else levels
+    hops = [model.config.hop_lengths[level] for level in levels]
+    if audio.shape[1] < max(hops):
+        raise UserError(f"{audio.shape[1]} samples are less than one code: at least {max(hops)} are needed")
+    return [np.concatenate(list(_pieces(model, variables, audio, level, chunk, False)), axis=1) for level in levels]
+
+
+def decode_long(
+    model: VQVAE, variables: Mapping[str, Any], codes: Int[np.ndarray, "b t"], level: int, *, chunk: int = CHUNK
+) -> Iterator[Float[np.ndarray, "b p 1"]]:
+    """Audio of the codes of a level in pieces, ``t * hop`` samples together. ``chunk`` is in samples."""
+    return _pieces(model, variables, codes.astype(np.int32), level, chunk, True)
+
+
+def _pieces(
+    model: VQVAE, variables: Any, signal: np.ndarray, level: int, chunk: int, decode: bool
+) -> Iterator[np.ndarray]:
+    hop = model.config.hop_lengths[level]
+    rows = max(1, chunk // hop) * (1 if decode else hop)
+    stack: Any = model.apply(variables, level, method="decoder" if decode else "encoder")
+    codebook = variables["codebook"][f"level_{level}"]["codebook"]
+    batch, length = signal.shape[:2]
+    carry = conv_stack.init_carry(stack, rows, batch)
+    position, end = -conv_stack.timetable(stack, rows)[-1].lag, conv_stack.out_length(stack, length)
+    for index in range(conv_stack.num_chunks(stack, rows, length)):
+        piece = signal[:, index * rows : (index + 1) * rows]
+        missing = ((0, 0), (0, rows - piece.shape[1])) + ((0, 0),) * (signal.ndim - 2)
+        step = jnp.asarray(np.pad(piece, missing)), jnp.int32(index), jnp.int32(length)
+        carry, y = _advance(stack, codebook, carry, *step, decode=decode)
+        start, position = position, position + y.shape[1]
+        if position > 0:
+            yield np.asarray(y[:, max(0, -start) : end - start])
+
+
+@functools.partial(jax.jit, static_argnames="decode", donate_argnames="carry")
+def _advance(
+    stack: conv_stack.Stack, codebook: Any, carry: Any, piece: jax.Array, index: Any, length: Any, *, decode: bool
+) -> tuple[Any, jax.Array]:
+    dtype = stack[0][1][0].dtype
+    x = quantize.dequantize(piece, codebook) if decode else piece
+    carry, y = conv_stack.advance(stack, carry, x.astype(dtype), index, length)
+    y = y.astype(jnp.float32)
+    return carry, y if decode else quantize.nearest_codes(y, codebook)[0]

@@ -1,0 +1,214 @@
+"""A stack of convolutions as data: run it whole, or chunk by chunk with the same result and bounded memory.
+
+Every layer pads both ends of its signal with zeros. Chunk by chunk, a layer keeps the last rows of its input, and its
+output lags by the context it needs on the right; rows outside the signal are set to zero after every layer, which is
+what padding would make of them. No row is computed twice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from jukebox_jax.ops import convolution
+
+CACHE = 1 << 20  # 4 MiB in float32, a share of a CPU's last cache
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Layer:
+    """What a layer computes.
+
+    ``conv``: kernel, bias. ``up``: a transposed convolution of size ``2 stride``; kernel, bias. ``residual``:
+    ``x + scale * conv1(relu(conv3(relu(x))))`` with a dilated convolution of size 3; two kernels and biases.
+    """
+
+    kind: str
+    size: int = 3
+    stride: int = 1
+    dilation: int = 1
+    scale: float = 1.0
+
+    @property
+    def left(self) -> int:
+        """Rows of context before a window; also the padding."""
+        return {"conv": (self.size - self.stride) // 2, "up": 1, "residual": self.dilation}[self.kind]
+
+    @property
+    def right(self) -> int:
+        """Rows of context after a window whose length is a multiple of the stride."""
+        return self.size - self.stride - self.left if self.kind == "conv" else self.left
+
+    @property
+    def up(self) -> int:
+        return self.stride if self.kind == "up" else 1
+
+    @property
+    def down(self) -> int:
+        return self.stride if self.kind == "conv" else 1
+
+
+# Layers with their arrays: a pytree.
+Stack = Sequence[tuple[Layer, tuple[Float[Array, "..."], ...]]]
+
+
+def out_length(stack: Stack, length: Any) -> Any:
+    """Rows of the output for ``length`` rows (an integer or an array)."""
+    for layer, _ in stack:
+        length = length * layer.up // layer.down
+    return length
+
+
+def whole(stack: Stack, x: Float[Array, "b t d"]) -> Float[Array, "b u o"]:
+    """The stack on a whole signal, in XLA's convolutions: the definition, and the form to differentiate."""
+    for layer, arrays in stack:
+        x = _apply(layer, arrays, x, layer.left)
+    return x
+
+
+def _apply(layer: Layer, arrays: Sequence[Any], x: Float[Array, "b t d"], padding: int) -> Float[Array, "b u o"]:
+    """``padding``: ``layer.left``, or 0 if the context is in ``x``."""
+    kernel, bias = arrays[0], arrays[1].reshape(1, 1, -1)
+    if layer.kind == "conv":
+        return convolution.conv(x, kernel, stride=layer.stride, padding=padding) + bias
+    if layer.kind == "up":
+        cut = layer.stride // 2 + (0 if padding else layer.stride)
+        return convolution.conv_transpose(x, kernel, stride=layer.stride, padding=cut) + bias
+    h = jax.nn.relu(convolution.conv(jax.nn.relu(x), kernel, dilation=layer.dilation, padding=padding) + bias)
+    h = convolution.product(h, arrays[2][0]) + arrays[3].reshape(1, 1, -1)
+    return (x if padding else x[:, layer.dilation : -layer.dilation]) + layer.scale * h
+
+
+def _apply_products(layer: Layer, arrays: Sequence[Any], x: Float[Array, "b t d"]) -> Float[Array, "b u o"]:
+    """``_apply`` with the context in ``x``, in matrix products."""
+    if layer.kind == "conv":
+        return convolution.windowed_conv(x, arrays[0], layer.stride) + arrays[1].reshape(1, 1, -1)
+    if layer.kind == "up":
+        return convolution.windowed_conv_transpose(x, arrays[0]) + arrays[1].reshape(1, 1, -1)
+    return convolution.windowed_residual(x, *arrays, dilation=layer.dilation, scale=layer.scale)
+
+
+class Station(NamedTuple):
+    """Where a layer of a chunked run stands."""
+
+    rows_in: int  # per chunk
+    rows_out: int
+    kept: int  # rows of input kept for the next chunk
+    waiting: int  # of these, rows that are of no use before the next chunk
+    lag: int  # rows by which the output lags
+
+
+def timetable(stack: Stack, rows: int) -> list[Station]:
+    """The stations of a run with ``rows`` rows of input per chunk, a multiple of all strides together."""
+    stations, lag = [], 0
+    for layer, _ in stack:
+        waiting = -(lag + layer.right) % layer.down  # outputs start at a multiple of the stride
+        lag = (lag + layer.right + waiting) * layer.up // layer.down
+        rows_out = rows * layer.up // layer.down
+        stations.append(Station(rows, rows_out, layer.left + layer.right + waiting, waiting, lag))
+        rows = rows_out
+    return stations
+
+
+def init_carry(stack: Stack, rows: int, batch: int) -> list[Float[Array, "b k d"]]:
+    """What the layers keep before the first chunk of ``rows`` rows: zeros."""
+    stations = timetable(stack, rows)
+    return [jnp.zeros((batch, s.kept, w[0].shape[1]), w[0].dtype) for s, (_, w) in zip(stations, stack, strict=True)]
+
+
+def advance(
+    stack: Stack, carry: Sequence[Any], x: Float[Array, "b t d"], index: Any, length: Any
+) -> tuple[list[Float[Array, "b k d"]], Float[Array, "b u o"]]:
+    """Chunk ``index`` of a signal of ``length`` rows (either may be traced); rows of input beyond it count as zero.
+
+    The result is rows ``index * u - lag`` onwards of the stack's output (``lag`` of the last station); those outside it
+    are zero.
+    """
+    forms = {"cpu": partial(_advance, products=True), "default": partial(_advance, products=False)}
+    return lax.platform_dependent(stack, list(carry), x, index, length, **forms)
+
+
+def _advance(stack: Stack, carry: Sequence[Any], x: Any, index: Any, length: Any, *, products: bool) -> Any:
+    kept = []
+    x = _inside(x, index * x.shape[1], length)
+    for (layer, arrays), station, before in zip(stack, timetable(stack, x.shape[1]), carry, strict=True):
+        window = jnp.concatenate([before, x], axis=1)
+        kept.append(window[:, station.rows_in :])
+        window = window[:, : window.shape[1] - station.waiting]
+        x = _apply_products(layer, arrays, window) if products else _apply(layer, arrays, window, 0)
+        length = length * layer.up // layer.down
+        x = _inside(x, index * station.rows_out - station.lag, length)
+    return kept, x
+
+
+def _inside(x: Float[Array, "b t d"], start: Any, length: Any) -> Float[Array, "b t d"]:
+    """``x`` where its rows, the first of which is row ``start`` of the signal, are within the signal; else zero."""
+    position = start + jnp.arange(x.shape[1])
+    return jnp.where(((position >= 0) & (position < length))[None, :, None], x, 0)
+
+
+def num_chunks(stack: Stack, rows: int, length: int) -> int:
+    """Chunks of ``rows`` rows after which the output of ``length`` rows is complete."""
+    last = timetable(stack, rows)[-1]
+    return max(-(-length // rows), -(-(out_length(stack, length) + last.lag) // last.rows_out))
+
+
+def chunk_rows(stack: Stack, limit: int) -> int:
+    """Rows of input per chunk, at most about ``limit`` rows in any layer, that suit all strides and as many dilations.
+
+    A dilation is suited if the layer's rows are a multiple of twice the dilation (``convolution.windowed_residual``).
+    """
+    rate, rates = 1.0, [1.0]
+    for layer, _ in stack:
+        rate = rate * layer.up / layer.down
+        rates.append(rate)
+    unit = round(1 / min(1.0, *rates))  # rows of input that make a whole number of rows everywhere
+    for dilation, here in sorted((layer.dilation, here) for (layer, _), here in zip(stack, rates, strict=False)):
+        pairs = round(unit * here)
+        suited = unit * (2 * dilation // math.gcd(2 * dilation, pairs))
+        if suited * max(rates) <= limit:
+            unit = suited
+    return unit * max(1, round(limit / (unit * max(rates))))
+
+
+def forward(
+    stack: Stack, x: Array, first: Callable[[Array], Float[Array, "b t d"]] = lambda x: x
+) -> Float[Array, "b u o"]:
+    """``whole(stack, first(x))``, not to be differentiated: on a CPU a long signal in chunks that fit its cache.
+
+    ``first`` acts on rows, the second axis.
+    """
+    rows = chunk_rows(stack, CACHE // max(arrays[0].shape[1] for _, arrays in stack)) if stack else x.shape[1]
+
+    def at_once(stack: Stack, x: Array) -> Float[Array, "b u o"]:
+        return whole(stack, first(x))
+
+    if x.shape[1] < 4 * rows:
+        return at_once(stack, x)
+    return lax.platform_dependent(stack, x, cpu=partial(chunked, rows=rows, first=first), default=at_once)
+
+
+def chunked(
+    stack: Stack, x: Array, rows: int, first: Callable[[Array], Float[Array, "b t d"]] = lambda x: x
+) -> Float[Array, "b u o"]:
+    """``whole(stack, first(x))`` in a scan over chunks of ``rows`` rows, in matrix products."""
+    batch, length = x.shape[:2]
+    lag, chunks = timetable(stack, rows)[-1].lag, num_chunks(stack, rows, length)
+    padding = ((0, 0), (0, chunks * rows - length)) + ((0, 0),) * (x.ndim - 2)
+    pieces = jnp.moveaxis(jnp.pad(x, padding).reshape(batch, chunks, rows, *x.shape[2:]), 1, 0)
+
+    def step(carry, piece):
+        return _advance(stack, carry, first(piece[1]), piece[0], length, products=True)
+
+    _, y = lax.scan(step, init_carry(stack, rows, batch), (jnp.arange(chunks), pieces))
+    y = jnp.moveaxis(y, 0, 1).reshape(batch, -1, y.shape[-1])
+    return y[:, lag : lag + out_length(stack, length)]
