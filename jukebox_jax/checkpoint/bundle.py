@@ -169,7 +169,8 @@ def load_component(
         wanted = {**wanted, "params": jax.tree.map(lambda leaf: _cast(leaf, dtype), wanted["params"])}
     item = jax.tree.map(lambda w, s: jax.ShapeDtypeStruct(w.shape, w.dtype, sharding=s), dict(wanted), shardings)
     restore_args = ocp.checkpoint_utils.construct_restore_args(item)
-    with _checkpointer() as checkpointer:
+    largest = max((leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(item)), default=0)
+    with _checkpointer(in_flight=2 * largest) as checkpointer:
         try:
             return checkpointer.restore(path, args=ocp.args.PyTreeRestore(item, restore_args=restore_args))  # type: ignore[call-arg]
         except (ValueError, OSError, KeyError) as error:
@@ -196,8 +197,10 @@ def _cast(leaf: Any, dtype: Any) -> Any:
     return jax.ShapeDtypeStruct(leaf.shape, dtype if inexact else leaf.dtype)
 
 
-def _checkpointer() -> ocp.Checkpointer:
-    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+def _checkpointer(in_flight: int = 0) -> ocp.Checkpointer:
+    """``in_flight``: bytes that a restore may hold in host memory on their way to the devices."""
+    limit = max(4, -(-in_flight // 10**9))
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(restore_concurrent_gb=limit))
 
 
 def _component_path(directory: epath.PathLike, component: str) -> epath.Path:
@@ -206,6 +209,9 @@ def _component_path(directory: epath.PathLike, component: str) -> epath.Path:
     path = epath.Path(directory) / component
     path = path if "://" in str(directory) else path.absolute()
     if not path.exists():
+        complete = path.parent / f"{component}.new"  # a save that was cut off just before its last step
+        if complete.exists():
+            return complete
         raise UserError(f"{directory} lists {component} in {DESCRIPTION}, but {path} is missing")
     return path
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jukebox_jax import presets
-from jukebox_jax.types import UserError, choose
+from jukebox_jax.types import UserError
 
 # Position in this tuple = attn_order.
 PATTERNS = (
@@ -54,7 +54,7 @@ class _Hps:
         self.table = table
 
     def fail(self, name: str, value: Any, allowed: str) -> UserError:
-        return UserError(f"hyperparameter {name} is {str(value)[:80]!r}: {allowed}")
+        return UserError(f"hyperparameter {name} is {_shown(value)}: {allowed}")
 
     def get(self, name: str) -> Any:
         return self.table.get(name, DEFAULTS[name])
@@ -98,7 +98,8 @@ def vqvae_from_hps(hps: Mapping[str, Any]) -> presets.VQVAE:
     multipliers = h.optional("hvqvae_multipliers", h.integers)
     if multipliers is not None and len(multipliers) < levels:
         raise h.fail("hvqvae_multipliers", multipliers, f"expected one per level ({levels})")
-    choose("loss_fn", h.get("loss_fn"), ("l1", "l2", "linf", "lmix"))
+    if h.get("loss_fn") not in ("l1", "l2", "linf", "lmix"):
+        raise h.fail("loss_fn", h.get("loss_fn"), "expected l1, l2, linf or lmix")
     spectra = [h.integers(f"multispec_loss_{name}") for name in ("n_fft", "hop_length", "window_size")]
     if len({len(values) for values in spectra}) != 1:
         raise h.fail("multispec_loss_n_fft", spectra[0], "expected as many as of hop_length and window_size")
@@ -205,3 +206,11 @@ def _labels(h: _Hps, tokens: int, timing: bool) -> presets.Labels:
         max_genres=h.integer("max_bow_genre_size"), num_lyric_tokens=tokens, time_bins=h.integer("t_bins"),
         min_duration=durations[0], max_duration=durations[1], sample_rate=h.integer("sr"),
     )  # fmt: skip
+
+
+def _shown(value: Any) -> str:
+    """A value for a message: a file can hold lists of any length and depth."""
+    scalars = (str, int, float, bool, type(None))
+    if isinstance(value, (list, tuple)) and len(value) <= 9 and all(isinstance(v, scalars) for v in value):
+        return f"({', '.join(_shown(v) for v in value)})"
+    return repr(value)[:80] if isinstance(value, scalars) else f"a {type(value).__name__}"

@@ -52,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
+    jax.config.update("jax_platforms", "cpu")  # leave accelerators alone
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's remarks about its own files
     choose("--to", args.to, ("orbax", "safetensors"))
     choose("--layout", args.layout, LAYOUTS)

@@ -70,6 +70,14 @@ def test_a_target_of_another_shape_prints_a_table(model):
     assert "missing      params/c" in text
 
 
+def test_a_save_cut_off_between_the_old_and_the_new_is_still_there(model):
+    (model / "vqvae").rename(model / "vqvae.new")
+    loaded = bundle.load_component(model, "vqvae")
+    np.testing.assert_array_equal(loaded["params"]["b"], VARIABLES["params"]["b"])
+    bundle.save_component(model, "vqvae", VARIABLES, presets.SMALL_VQVAE)
+    assert sorted(p.name for p in model.iterdir()) == ["model.json", "vqvae"]
+
+
 def test_errors_name_the_input(model, tmp_path):
     with pytest.raises(UserError, match="not a model directory"):
         bundle.load_description(tmp_path)

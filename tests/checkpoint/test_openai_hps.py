@@ -72,6 +72,11 @@ PRIORS = {
 }  # fmt: skip
 
 
+DEEP: list = []  # nested as deep as a file can ask for
+for _ in range(100_000):
+    DEEP = [DEEP]
+
+
 def test_vqvaes():
     assert vqvae_from_hps(VQVAE) == presets.RELEASED_VQVAE
     unused = dict(lmix_l2=1.0, lmix_linf=0.02)  # its loss is l2
@@ -111,11 +116,11 @@ def test_what_only_training_uses_is_ignored():
 @pytest.mark.parametrize(
     "change, reason",
     [
-        (dict(pos_init=True), "pos_init is 'True': only False"),
+        (dict(pos_init=True), "pos_init is True: only False"),
         (dict(copy_input=True), "copy_input"),
         (dict(y_cond_as_bias=True), "y_cond_as_bias"),
         (dict(prime_pos_init=True), "prime_pos_init"),
-        (dict(attn_order=13), "attn_order is '13': expected 0 to 12"),
+        (dict(attn_order=13), "attn_order is 13: expected 0 to 12"),
         (dict(attn_order=-1), "attn_order"),
         (dict(level=3), "the VQ-VAE has 3 levels"),
         (dict(levels=4), "must have as many"),
@@ -128,7 +133,10 @@ def test_what_only_training_uses_is_ignored():
         (dict(max_bow_genre_size=None), "max_bow_genre_size"),
         (dict(min_duration=None), "needs min_duration"),
         (dict(n_ctx="8192"), "n_ctx is '8192': expected an integer"),
-        (dict(n_ctx=True), "n_ctx"),
+        (dict(n_ctx=True), "n_ctx is True"),
+        (dict(n_ctx=DEEP), "n_ctx is a list: expected"),
+        (dict(cond_levels=DEEP), "cond_levels is a list"),
+        (dict(y_bins=[DEEP, DEEP]), "y_bins is a list"),
         (dict(n_ctx=1 << 40), "n_ctx"),
         (dict(m_attn=float("nan")), "m_attn"),
         (dict(downs_t=[3, "2", 2]), "downs_t"),
@@ -136,7 +144,7 @@ def test_what_only_training_uses_is_ignored():
         (dict(labels=[]), "labels is"),
         (dict(labels=False), "need labels and n_tokens"),
     ],
-    ids=lambda value: str(value) if isinstance(value, dict) else "",
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
 )
 def test_what_is_not_supported_is_named(change, reason):
     with pytest.raises(UserError, match=reason):
@@ -146,7 +154,7 @@ def test_what_is_not_supported_is_named(change, reason):
 @pytest.mark.parametrize(
     "change, reason",
     [
-        (dict(loss_fn="huber"), "unknown loss_fn 'huber'"),
+        (dict(loss_fn="huber"), "loss_fn is 'huber': expected l1"),
         (dict(hvqvae_multipliers=[2, 1]), "one per level"),
         (dict(multispec_loss_n_fft=[1024]), "as many"),
         (dict(strides_t=(2, 2)), "must have as many"),

@@ -13,6 +13,7 @@ from jukebox_jax.types import UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FILES = GOLDEN / "torch_reader"  # written by torch 2.13.0: make.py there
+OWN = [path for path in sorted(GOLDEN.rglob("*.pth.tar")) if not path.parent.name.startswith("pipeline")]
 BASE = np.arange(24, dtype=np.float32).reshape(4, 6)
 
 
@@ -68,7 +69,7 @@ def test_tensors_stay_in_the_file(checkpoint):
     assert all(isinstance(tensor.storage.position, int) for tensor in checkpoint.tensors.values())
 
 
-@pytest.mark.parametrize("path", sorted(GOLDEN.rglob("*.pth.tar")), ids=lambda path: f"{path.parent.name}/{path.name}")
+@pytest.mark.parametrize("path", OWN, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_every_golden_opens(path):
     found = open_checkpoint(path)
     assert found.container == ("zip" if path.read_bytes()[:2] == b"PK" else "legacy")
