@@ -25,19 +25,39 @@ from jukebox_jax.types import UserError
 OnStep = Callable[[int], Any]  # codes drawn since the last call, over all items
 
 
-def sample(source: Source, request: Request, tapes: Sequence[Tape], on_step: OnStep = lambda codes: None) -> None:
-    """Draw every level of the request into ``tapes`` (one per level, bottom first)."""
-    for level in request.levels:
-        sample_level(source, request, level, tapes, on_step)
+def sample(source: Source, request: Request, tapes: Sequence[Tape], on_step: OnStep = lambda codes: None) -> int:
+    """Draw every level of the request into ``tapes`` (one per level, bottom first). Returns the decode steps taken."""
+    return sum(sample_level(source, request, level, tapes, on_step) for level in request.levels)
 
 
 def sample_level(
     source: Source, request: Request, level: int, tapes: Sequence[Tape], on_step: OnStep = lambda codes: None
-) -> None:
-    """Complete one level. Nothing is loaded if nothing is missing."""
-    plans = {row: request.plan(source, level, int(known)) for row, known in enumerate(tapes[level].lengths)}
-    if any(plans.values()):
-        draw_windows(source, request, level, tapes, plans, on_step)
+) -> int:
+    """Complete one level. Nothing is loaded if nothing is missing. Returns the decode steps taken."""
+    plans = missing(source, request, level, tapes)
+    return draw_windows(source, request, level, tapes, plans, on_step) if any(plans.values()) else 0
+
+
+def wavefront(source: Source, request: Request, tapes: Sequence[Tape], on_step: OnStep = lambda codes: None) -> int:
+    """The codes of ``sample``, with every level in memory and windows drawn as soon as the codes above them are there.
+
+    Of the levels that can go on, the one with the most rows in its next batch does, so that songs that stand at
+    different places wait for each other; then the lowest, so that the beginning is finished first.
+    """
+    plans = {level: missing(source, request, level, tapes) for level in request.levels}
+    levels = [
+        _Level(source, request, level, tapes, plans[level], on_step) for level in plans if any(plans[level].values())
+    ]
+    while waiting := [level for level in levels if level.queues]:
+        batches = [(len(level.next_batch(ready=True)), -level.level, level) for level in waiting]
+        size, _, level = max(batches, key=lambda batch: batch[:2])
+        level.draw(level.next_batch(ready=size > 0))  # if none is ready, this one says which codes are missing
+    return sum(level.steps for level in levels)
+
+
+def missing(source: Source, request: Request, level: int, tapes: Sequence[Tape]) -> dict[int, list[windows.Window]]:
+    """The windows that each item (row) still needs."""
+    return {row: request.plan(source, level, int(known)) for row, known in enumerate(tapes[level].lengths)}
 
 
 def draw_windows(
@@ -47,44 +67,81 @@ def draw_windows(
     tapes: Sequence[Tape],
     plans: Mapping[int, Sequence[windows.Window]],
     on_step: OnStep = lambda codes: None,
-) -> None:
-    """Draw the planned windows of each item (row) of a level, in order."""
-    prior = source.priors[level]
-    model = Prior(prior, source.dtype)
-    params = source.load(f"prior_level_{level}")["params"]
-    rows_y, infos = source.labellers[level].batch(request.metas)
-    keys = item_keys(request.seed, request.items, level)
-    queues = {row: list(plan) for row, plan in plans.items() if plan}
-    while queues:
-        rows = next_batch(queues, request.batch_sizes[level])
-        batch = [queues[row].pop(0) for row in rows]
-        queues = {row: queue for row, queue in queues.items() if queue}
+) -> int:
+    """Draw the planned windows of each item (row) of a level, in order. Returns the decode steps taken."""
+    drawn = _Level(source, request, level, tapes, plans, on_step)
+    while drawn.queues:
+        drawn.draw(drawn.next_batch())
+    return drawn.steps
+
+
+class _Level:
+    """One level while it is drawn: its weights, and per row the windows that are still to come."""
+
+    def __init__(
+        self,
+        source: Source,
+        request: Request,
+        level: int,
+        tapes: Sequence[Tape],
+        plans: Mapping[int, Sequence[windows.Window]],
+        on_step: OnStep,
+    ):
+        self.source, self.request, self.level, self.tapes, self.on_step = source, request, level, tapes, on_step
+        self.prior = source.priors[level]
+        self.queues = {row: list(plan) for row, plan in plans.items() if plan}
+        self.steps = 0
+        self._model = Prior(self.prior, source.dtype)
+        self._params = source.load(f"prior_level_{level}")["params"]
+        self._labels = source.labellers[level].batch(request.metas)
+        self._keys = item_keys(request.seed, request.items, level)
+
+    def next_batch(self, *, ready: bool = False) -> list[int]:
+        """Rows whose next window is like the earliest one's in given and new codes. ``ready``: of those that can go."""
+        queues = {row: queue for row, queue in self.queues.items() if not ready or self._ready(row, queue[0])}
+        if not queues:
+            return []
+        first = min(queues, key=lambda row: (queues[row][0].start, row))
+        shape = lambda window: (window.given - window.start, window.end - window.given)  # noqa: E731
+        alike = [row for row in sorted(queues) if shape(queues[row][0]) == shape(queues[first][0])]
+        return alike[: self.request.batch_sizes[self.level]]
+
+    def draw(self, rows: Sequence[int]) -> None:
+        """Draw the next window of these rows, which must be alike."""
+        batch = [self.queues[row].pop(0) for row in rows]
+        self.queues = {row: queue for row, queue in self.queues.items() if queue}
         given, new = batch[0].given - batch[0].start, batch[0].end - batch[0].given
-        past = [tapes[level].window([row], window.start, window.given) for row, window in zip(rows, batch, strict=True)]
-        labels = [
-            source.labellers[level].window(rows_y[row], infos[row], window.start * prior.hop_length)[0]
-            for row, window in zip(rows, batch, strict=True)
-        ]
+        tape = self.tapes[self.level]
+        past = [tape.window([row], window.start, window.given) for row, window in zip(rows, batch, strict=True)]
         drawn = sample_window(
-            model,
-            params,
+            self._model,
+            self._params,
             jnp.asarray(np.concatenate(past)),
-            jnp.asarray(np.stack(labels), jnp.int32) if prior.labels else None,
-            upper_codes(source, level, tapes, rows, [window.start for window in batch]),
-            keys[np.asarray(rows)],
+            self._rows_y(rows, batch),
+            upper_codes(self.source, self.level, self.tapes, rows, [window.start for window in batch]),
+            self._keys[np.asarray(rows)],
             start=np.asarray([window.start for window in batch], np.int32),
             num_steps=new,
-            settings=request.settings[level],
-            progress=_increments(on_step, len(rows)),
+            settings=self.request.settings[self.level],
+            progress=_increments(self.on_step, len(rows)),
         )
-        tapes[level].append(rows, np.asarray(drawn.codes)[:, given:])
+        tape.append(rows, np.asarray(drawn.codes)[:, given:])
+        self.steps += new
 
+    def _rows_y(self, rows: Sequence[int], batch: Sequence[windows.Window]) -> Any:
+        """Label rows of these windows, int32 [b, columns], or None."""
+        if self.prior.labels is None:
+            return None
+        labeller, (y, infos) = self.source.labellers[self.level], self._labels
+        starts = [window.start * self.prior.hop_length for window in batch]
+        windowed = [labeller.window(y[row], infos[row], start)[0] for row, start in zip(rows, starts, strict=True)]
+        return jnp.asarray(np.stack(windowed), jnp.int32)
 
-def next_batch(queues: Mapping[int, Sequence[windows.Window]], size: int) -> list[int]:
-    """The rows to draw next: those whose next window has as many given and new codes as the earliest one's."""
-    first = min(queues, key=lambda row: (queues[row][0].start, row))
-    shape = lambda window: (window.given - window.start, window.end - window.given)  # noqa: E731
-    return [row for row in sorted(queues) if shape(queues[row][0]) == shape(queues[first][0])][:size]
+    def _ready(self, row: int, window: windows.Window) -> bool:
+        if self.prior.upsampling is None:
+            return True
+        needed = (window.start + self.prior.context_length) // self.prior.upsampling
+        return bool(self.tapes[self.level + 1].lengths[row] >= needed)
 
 
 def upper_codes(source: Source, level: int, tapes: Sequence[Tape], rows: Sequence[int], starts: Sequence[int]) -> Any:

@@ -40,6 +40,28 @@ def test_an_item_does_not_depend_on_its_batch(source, request_for, codes) -> Non
         np.testing.assert_array_equal(alone[level], codes[level][1:2])
 
 
+def test_a_wavefront_draws_the_same_codes_in_fewer_steps(source, request_for, codes) -> None:
+    """Songs that stand at different places are drawn together; one by one they take twice the steps."""
+    start = [codes[0][:, :0], codes[1][:, :16]]
+    alone = 0
+    for row in range(2):
+        one = dataclasses.replace(request_for(), metas=request_for().metas[row : row + 1], items=(row,))
+        alone += sampler.sample(source, one, [Tape(1, level[row : row + 1]) for level in start])
+    order: list[int] = []
+    tapes = [Tape(2, level) for level in start]
+    steps = sampler.wavefront(source, request_for(), tapes, lambda new: order.append(int(tapes[1].lengths[0])))
+    for level in range(2):
+        np.testing.assert_array_equal(tapes[level].array(), codes[level])
+    assert order[0] < 24, "the bottom level begins before the top one is complete"
+    assert alone == 2 * steps
+
+
+def test_a_wavefront_names_missing_codes(source, request_for) -> None:
+    tapes = [Tape(2), Tape(2, np.zeros((2, 6), np.int32))]
+    with pytest.raises(UserError, match="there are 6"):
+        sampler.wavefront(source, request_for(levels=(0,)), tapes)
+
+
 def test_a_seed_is_another_sample(source, request_for, codes) -> None:
     other = run(source, request_for(seed=4, levels=(1,)))
     assert (other[1] != codes[1]).any(axis=1).all()
