@@ -50,7 +50,7 @@ def _weights(q_ref, k_ref, rows: int, head_dim: int, problem: Problem):
     scores = jnp.zeros((q_ref.shape[0], k_ref.shape[0]), jnp.float32)
     for start in starts:
         q, k = (_load(ref, start, width, rows, head_dim) for ref in (q_ref, k_ref))
-        scores += pl.dot(q, k, trans_b=True)
+        scores += plgpu.dot(q, k, trans_b=True)
     key = jnp.arange(k_ref.shape[0])[None, :]
     seen = key < problem.valid if problem.kind == "previous" else key <= jnp.arange(q_ref.shape[0])[:, None]
     scores = jnp.where(seen, scores * head_dim**-0.5, MASKED)
@@ -67,7 +67,7 @@ def _forward_kernel(q_ref, k_ref, v_ref, o_ref, *, rows: int, head_dim: int, pro
     p = jnp.where(_exists(problem), _weights(q_ref, k_ref, rows, head_dim, problem), 0.0).astype(v_ref.dtype)
     width, starts = _chunks(head_dim)
     for start in starts:
-        _store(o_ref, pl.dot(p, _load(v_ref, start, width, rows, head_dim)), start, width, rows, head_dim)
+        _store(o_ref, plgpu.dot(p, _load(v_ref, start, width, rows, head_dim)), start, width, rows, head_dim)
 
 
 def _backward_kernel(
@@ -78,14 +78,14 @@ def _backward_kernel(
     dp = jnp.zeros_like(p)
     for start in starts:
         do, v = (_load(ref, start, width, rows, head_dim) for ref in (do_ref, v_ref))
-        dp += pl.dot(do, v, trans_b=True)
+        dp += plgpu.dot(do, v, trans_b=True)
     ds = (p * (dp - jnp.sum(p * dp, axis=1, keepdims=True)) * head_dim**-0.5).astype(q_ref.dtype)
     p = p.astype(q_ref.dtype)
     for start in starts:
         q, k, do = (_load(ref, start, width, rows, head_dim) for ref in (q_ref, k_ref, do_ref))
-        _store(dq_ref, pl.dot(ds, k), start, width, rows, head_dim)
-        _store(dk_ref, pl.dot(ds, q, trans_a=True), start, width, rows, head_dim)
-        _store(dv_ref, pl.dot(p, do, trans_a=True), start, width, rows, head_dim)
+        _store(dq_ref, plgpu.dot(ds, k), start, width, rows, head_dim)
+        _store(dk_ref, plgpu.dot(ds, q, trans_a=True), start, width, rows, head_dim)
+        _store(dv_ref, plgpu.dot(p, do, trans_a=True), start, width, rows, head_dim)
 
 
 def refusal(shape, itemsize: int, problem: Problem) -> str | None:
