@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Float32
 
 from jukebox_jax.data.lyrics import ALPHABETS
 from jukebox_jax.models.vqvae import VQVAE
+from jukebox_jax.models.vqvae_stream import encode_long
 from jukebox_jax.ops.logits import Settings
 from jukebox_jax.sample import prompts
 from jukebox_jax.sample.request import MODES, Request, choose_levels, per_level
@@ -117,9 +117,8 @@ def label(source: Source, meta: Mapping[str, Any], length: int, drop_characters:
 def encode(source: Source, audio: Float32[np.ndarray, "b a 1"]) -> prompts.Codes:
     """Codes of every level, one prompt after the other."""
     model, variables = VQVAE(source.vqvae), source.load("vqvae")
-    one = jax.jit(lambda variables, x: model.apply(variables, x, method="encode"))
-    encoded = [one(variables, prompt[None]) for prompt in audio]
-    return [np.concatenate([np.asarray(codes[level]) for codes in encoded]) for level in range(source.vqvae.levels)]
+    encoded = [encode_long(model, variables, prompt[None]) for prompt in audio]
+    return [np.concatenate([codes[level] for codes in encoded]) for level in range(source.vqvae.levels)]
 
 
 def _require_for(mode, codes, items, audio, prompt_seconds, seconds) -> None:
