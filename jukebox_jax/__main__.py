@@ -141,7 +141,7 @@ def _without_deps(package: str) -> str:
 
 
 def _fail(where: str, message: str) -> int:
-    print(f"{where}: error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"{where}: error: {message.strip()}", file=sys.stderr)  # one line, or one line and a table
     return 2
 
 

@@ -163,7 +163,7 @@ class Prior(nn.Module):
         """Lyric encodings that cross attention reads (separate lyrics)."""
         return self.lyrics_norm(self.lyrics_projection(self.lyrics_encoder(tokens)))
 
-    def sequence(self, codes: Int[Array, "b t"], cond: Conditioning) -> Int[Array, "b t"]:
+    def sequence(self, codes: Int[Array, "b t"], cond: Conditioning) -> Int[Array, "b _"]:
         """The tokens of the transformer's sequence: merged lyrics in front, music ids behind the lyric ids."""
         if not self.config.merged_lyrics:
             return codes
@@ -184,11 +184,11 @@ class Prior(nn.Module):
 
     def hidden(
         self, codes: Int[Array, "b t"], cond: Conditioning, num_layers: int | None = None
-    ) -> Float[Array, "b t d"]:
+    ) -> Float[Array, "b _ d"]:
         """Output of the transformer (or of its first ``num_layers``) over the whole sequence, float32."""
         return self.transformer(self._embed(self.sequence(codes, cond), cond), cond.lyrics, num_layers)
 
-    def logits(self, codes: Int[Array, "b t"], cond: Conditioning) -> Float[Array, "b t v"]:
+    def logits(self, codes: Int[Array, "b t"], cond: Conditioning) -> Float[Array, "b _ v"]:
         """Teacher-forced logits, float32; with merged lyrics those of the lyric positions come first."""
         return self._final(codes, cond) @ self._output_table().T
 

@@ -44,7 +44,7 @@ def stft_magnitude(
     framed = jnp.concatenate([hops[:, i : i + frames] for i in range(steps)], axis=-1)
     hann = np.zeros(steps * hop)
     hann[:window] = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
-    framed = framed * hann.astype(np.float32)
+    framed = framed * hann.astype(np.float32)[None, None]
     # The magnitude does not depend on where in its frame the window stands.
     spectrum = jnp.fft.rfft(framed, n_fft)
     return safe_norm(spectrum.real**2 + spectrum.imag**2).transpose(0, 2, 1)
