@@ -141,7 +141,11 @@ def _without_deps(package: str) -> str:
 
 
 def _fail(where: str, message: str) -> int:
-    print(f"{where}: error: {message.strip()}", file=sys.stderr)  # one line, or one line and a table
+    """One line; the rows of a table (two spaces in front) stay rows below it."""
+    lines = message.splitlines()
+    rows = [line for line in lines if line.startswith("  ")]
+    line = " ".join(word for line in lines if line not in rows for word in line.split())
+    print("\n".join([f"{where}: error: {line}", *rows]), file=sys.stderr)
     return 2
 
 
