@@ -60,16 +60,20 @@ def agree(actual, expected, tolerance: float) -> None:
         np.testing.assert_allclose(a, e, rtol=0, atol=tolerance * max(1.0, float(np.abs(e).max())))
 
 
-def check(kind: str, platform: str, shape, num_heads: int, dtype, tolerance: float, seed: int = 0) -> None:
-    q, k, v, do = draw(shape, dtype, seed)
+def with_gradients(function, q, k, v, do):
+    """``(o, dq, dk, dv)``, compiled quickly rather than well."""
 
-    @jax.jit
-    def both(function_of, q, k, v, do):
-        o, pull = jax.vjp(function_of, q, k, v)
+    def both(q, k, v, do):
+        o, pull = jax.vjp(function, q, k, v)
         return o, *pull(do.astype(o.dtype))
 
-    ours = both(jax.tree_util.Partial(kernel(kind, num_heads, platform)), q, k, v, do)
-    oracle = both(jax.tree_util.Partial(functools.partial(dense, kind, num_heads)), q, k, v, do)
+    return jax.jit(both, compiler_options={"xla_backend_optimization_level": 0})(q, k, v, do)
+
+
+def check(kind: str, platform: str, shape, num_heads: int, dtype, tolerance: float, seed: int = 0) -> None:
+    operands = draw(shape, dtype, seed)
+    ours = with_gradients(kernel(kind, num_heads, platform), *operands)
+    oracle = with_gradients(functools.partial(dense, kind, num_heads), *operands)
     assert all(x.dtype == dtype and x.shape == shape for x in ours)
     agree(ours, oracle, tolerance)
 
@@ -95,7 +99,9 @@ def test_any_shape_is_the_oracle(platform, kind, b, n, c, num_heads, head_dim, d
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_head_layouts_are_the_oracle(layout, kind):
     n, c, num_heads, head_dim = LAYOUTS[layout]
-    check(kind, "tpu", (1, n, c, num_heads * head_dim), num_heads, jnp.float32, 1e-5)
+    # The heads of 5B share lane tiles, where the casts could go wrong too.
+    dtype, tolerance = (jnp.bfloat16, 2e-2) if (layout, kind) == ("5b", "column") else (jnp.float32, 1e-5)
+    check(kind, "tpu", (1, n, c, num_heads * head_dim), num_heads, dtype, tolerance)
 
 
 @pytest.mark.parametrize(("layout", "kind"), [("5b", "previous"), ("upsampler", "block"), ("1b", "column")])
@@ -104,17 +110,12 @@ def test_chunked_heads_are_the_oracle(layout, kind):
     check(kind, "gpu", (1, n, c, num_heads * head_dim), num_heads, jnp.float32, 1e-5)
 
 
-def test_heads_that_share_a_tile_keep_their_bfloat16():
-    n, c, num_heads, head_dim = LAYOUTS["5b"]
-    check("column", "tpu", (1, n, c, num_heads * head_dim), num_heads, jnp.bfloat16, 2e-2)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_several_grid_steps_are_xla(kind):
     """Steps of eight blocks (offsets), so that windows of PREVIOUS cross steps and the last offsets are a part."""
     b, n, c, num_heads, width = 2, 24, 20, 2, 20
     assert make_plan((b, n, c, width), 4, Problem(kind, num_heads, c), True).group == 8
-    q, k, v, do = draw((b, n, c, width))
+    operands = draw((b, n, c, width))
     definition = {
         "block": attention_xla.block,
         "column": attention_xla.column,
@@ -125,16 +126,12 @@ def test_several_grid_steps_are_xla(kind):
         q, k, v = (x.reshape(b, n * c, width) for x in (q, k, v))
         return definition[kind](q, k, v, num_heads=num_heads, num_blocks=n).reshape(b, n, c, width)
 
-    o, pull = jax.vjp(kernel(kind, num_heads, "tpu"), q, k, v)
-    expected, pull_expected = jax.vjp(stream, q, k, v)
-    agree((o, *pull(do)), (expected, *pull_expected(do)), 1e-5)
+    agree(with_gradients(kernel(kind, num_heads, "tpu"), *operands), with_gradients(stream, *operands), 1e-5)
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_first_block_of_previous_is_exactly_zero(platform):
-    q, k, v, do = draw((2, 16, 5, 12))
-    o, pull = jax.vjp(kernel("previous", 2, platform), q, k, v)
-    dq, dk, dv = pull(do)
+    o, dq, dk, dv = with_gradients(kernel("previous", 2, platform), *draw((2, 16, 5, 12)))
     assert not o[:, 0].any() and not dq[:, 0].any()
     assert not dk[:, -1].any() and not dv[:, -1].any()
     assert o[:, 1:].all() and dq[:, 1:].any() and dk[:, :-1].any()
@@ -164,12 +161,10 @@ def test_padding_is_not_seen(platform, kind):
     """Blocks of 5 stored as 8: the same outputs and gradients at the real positions, whatever the padding holds."""
     n, c, stored, num_heads, width = 9, 5, 8, 2, 12
     q, k, v, do = draw((2, n, stored, width))
-    real = [x[:, :, :c] for x in (q, k, v, do)]
-    o, pull = jax.vjp(kernel(kind, num_heads, platform, valid=c), q, k, v)
-    expected, pull_expected = jax.vjp(kernel(kind, num_heads, platform), *real[:3])
-    gradients = pull(do.at[:, :, c:].set(0.0))
-    agree([x[:, :, :c] for x in (o, *gradients)], (expected, *pull_expected(real[3])), 1e-5)
-    assert all(not x[:, :, c:].any() for x in gradients[1:])
+    ours = with_gradients(kernel(kind, num_heads, platform, valid=c), q, k, v, do.at[:, :, c:].set(0.0))
+    expected = with_gradients(kernel(kind, num_heads, platform), *(x[:, :, :c] for x in (q, k, v, do)))
+    agree([x[:, :, :c] for x in ours], expected, 1e-5)
+    assert all(not x[:, :, c:].any() for x in ours[2:])
 
 
 @pytest.mark.parametrize(
