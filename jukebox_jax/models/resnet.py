@@ -47,7 +47,7 @@ class Conv(nn.Module):
         init = nn.initializers.zeros_init() if self.zero_init else uniform_init(bound)
         kernel = self.param("kernel", init, (self.size, inputs, self.width))
         bias = self.param("bias", init, (self.width,))
-        return kernel.astype(self.dtype), bias.astype(self.dtype)
+        return jnp.asarray(kernel, self.dtype), jnp.asarray(bias, self.dtype)
 
 
 def dilations(depth: int, growth: int, cycle: int | None, reverse: bool = False) -> list[int]:

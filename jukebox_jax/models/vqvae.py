@@ -64,7 +64,7 @@ class Codebook(nn.Module):
     def __call__(self) -> quantize.CodebookState:
         shapes = {"codebook": (self.size, self.width), "sum": (self.size, self.width), "count": (self.size,)}
         return quantize.CodebookState(
-            **{name: self.variable("codebook", name, jnp.zeros, shape).value for name, shape in shapes.items()}
+            **{n: jnp.asarray(self.variable("codebook", n, jnp.zeros, shape).value) for n, shape in shapes.items()}
         )
 
 

@@ -119,7 +119,7 @@ def timetable(stack: Stack, rows: int) -> list[Station]:
     return stations
 
 
-def init_carry(stack: Stack, rows: int, batch: int) -> list[Float[Array, "b k d"]]:
+def init_carry(stack: Stack, rows: int, batch: int) -> list[Float[Array, "b _ _"]]:
     """What the layers keep before the first chunk of ``rows`` rows: zeros."""
     stations = timetable(stack, rows)
     return [jnp.zeros((batch, s.kept, w[0].shape[1]), w[0].dtype) for s, (_, w) in zip(stations, stack, strict=True)]
@@ -127,7 +127,7 @@ def init_carry(stack: Stack, rows: int, batch: int) -> list[Float[Array, "b k d"
 
 def advance(
     stack: Stack, carry: Sequence[Any], x: Float[Array, "b t d"], index: Any, length: Any
-) -> tuple[list[Float[Array, "b k d"]], Float[Array, "b u o"]]:
+) -> tuple[list[Float[Array, "b _ _"]], Float[Array, "b u o"]]:
     """Chunk ``index`` of a signal of ``length`` rows (either may be traced); rows of input beyond it count as zero.
 
     The result is rows ``index * u - lag`` onwards of the stack's output (``lag`` of the last station); those outside it
