@@ -57,6 +57,7 @@ def _experiment(preset: presets.VQVAE | presets.Prior) -> ConfigDict:
         "accumulate": 1,  # parts that a batch is cut into, one after the other, to save memory
         "shift": True,  # random crops
         "blend": True,  # random mix of left and right
+        "passes": 0,  # > 0: only so many crops and mixes of a window, as in `jukebox encode --passes`
         "mesh": {"data": -1, "fsdp": 1, "tensor": 1},  # -1: what is left over
         "dtype": "auto",  # of the computation; auto: bfloat16 on accelerators, float32 on CPUs
         "optimizer": {

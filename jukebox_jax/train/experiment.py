@@ -42,6 +42,7 @@ class Experiment:
     window_samples: int
     shift: bool
     blend: bool
+    passes: int
     mesh: Mapping[str, int]
     dtype: str
     optimizer: Options

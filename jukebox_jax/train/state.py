@@ -62,9 +62,16 @@ def initialize(
     init: Callable[..., Any], transform: optax.GradientTransformation, rng: jax.Array, where: TrainState
 ) -> TrainState:
     """The state, each array made in its place; ``where`` is the ``placed`` abstract one."""
-    return jax.jit(lambda rng: create(init(rng), transform), out_shardings=shardings(where))(rng)
+    places = shardings(where)
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None  # it runs once
+    init = jax.jit(init, out_shardings={"params": places.params, **places.model_state}, compiler_options=options)
+    return from_variables(init(rng), transform, where)
 
 
 def from_variables(variables: dict[str, Any], transform: optax.GradientTransformation, where: TrainState) -> TrainState:
-    """The state before the first step of fine-tuning ``variables``."""
-    return jax.jit(lambda v: create(v, transform), out_shardings=shardings(where))(variables)
+    """The state before the first step on placed ``variables``.
+
+    Array by array: moments and averages lie where their parameters do, and a program that makes a thousand arrays at
+    once takes longer to compile than to run.
+    """
+    return jax.device_put(create(variables, transform), shardings(where))

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jukebox_jax import presets
@@ -29,13 +30,34 @@ def vqvae_task(config: presets.VQVAE, bandwidth: Bandwidth, *, dtype: Any = jnp.
     model = VQVAE(config, dtype=dtype)
 
     def init(rng: jax.Array) -> dict[str, Any]:
-        return dict(model.init(rng, jnp.zeros((1, config.hop_lengths[-1], 1))))
+        shapes = jax.eval_shape(model.init, rng, jnp.zeros((1, config.hop_lengths[-1], 1)))
+        zeros = {name: jax.tree.map(lambda s: jnp.zeros(s.shape), tree) for name, tree in shapes.items()}
+        return {**zeros, "params": init_convolutions(rng, shapes["params"])}
 
     def loss(params: Any, model_state: Any, frozen: Bandwidth, batch: Mapping[str, jax.Array], rng: jax.Array | None):
         output = vqvae_loss(model, {"params": params, **model_state}, batch["audio"], frozen, rng=rng)
         return output.loss, (output.metrics, {"codebook": output.codebook} if output.codebook else {})
 
     return Task(init, loss, bandwidth)
+
+
+def init_convolutions(rng: jax.Array, shapes: Any) -> Any:
+    """Weights as ``model.init`` draws them, U(-b, b) with b = 1 / sqrt(fan in), but all from one draw.
+
+    The VQ-VAE has hundreds of small kernels; as many draws in one program take a CPU over a minute to compile.
+    ``shapes``: a tree of ``kernel`` (k, in, out) and ``bias``; below ``upsample`` the fan in is counted over out.
+    """
+    leaves, structure = jax.tree_util.tree_flatten_with_path(shapes)
+    sizes = np.array([leaf.size for _, leaf in leaves])
+    numbers = jax.lax.optimization_barrier(jax.random.uniform(rng, (sizes.sum(),), minval=-1.0))
+    kernels = {path[:-1]: leaf.shape for path, leaf in leaves if path[-1].key == "kernel"}  # type: ignore[union-attr]
+    made = []
+    for (path, leaf), values in zip(leaves, jnp.split(numbers, np.cumsum(sizes)[:-1]), strict=True):
+        size, fan_in, fan_out = kernels[path[:-1]]
+        transposed = path[-2].key == "upsample"  # type: ignore[union-attr]
+        bound = (size * (fan_out if transposed else fan_in)) ** -0.5
+        made.append(bound * values.reshape(leaf.shape))
+    return jax.tree.unflatten(structure, made)
 
 
 def prior_task(

@@ -68,7 +68,9 @@ def test_schedules():
 
     warm = [0, 0.25, 0.5, 0.75]
     np.testing.assert_allclose(rates(), warm + [1] * 8)
-    np.testing.assert_allclose(rates(decay_steps=5.0, decay_factor=0.5), warm + [1, 0.5, 0.5, 0.5, 0.5, 0.5, 0.25, 0.25])
+    np.testing.assert_allclose(
+        rates(decay_steps=5.0, decay_factor=0.5), warm + [1, 0.5, 0.5, 0.5, 0.5, 0.5, 0.25, 0.25]
+    )
     linear = rates(decay="linear", decay_start=6.0, decay_steps=4.0)
     np.testing.assert_allclose(linear, warm + [1, 1, 1, 0.75, 0.5, 0.25, 0, 0])
     assert dataclasses.replace(OPTIONS, decay="linear", decay_start=6.0, decay_steps=4.0).last_step == 10
