@@ -68,7 +68,7 @@ def generate(
         for level in request.levels:
             _draw(run, level)
             if "decode_seconds" not in run.stats(level):
-                _decode(run, level)
+                decode_level(run, level)
             if "alignment_seconds" not in run.record and align.available(source) and len(run.tapes[source.top].array()):
                 _align(run)
             run.save()
@@ -120,21 +120,21 @@ def _draw(run: Run, level: int) -> None:
     if not new:
         return
     try:
-        with _progress(f"level {level}", new * hop / rate / tape.items) as bar:
-            heard = lambda codes: _advance(bar, codes * hop / rate / tape.items)  # noqa: E731
-            sampler.sample_level(run.source, run.request, level, run.tapes, heard)
+        with progress(f"level {level}", new, new * hop / rate / tape.items) as bar:
+            sampler.sample_level(run.source, run.request, level, run.tapes, bar.update)
     finally:
         stats["draw_seconds"] += time.perf_counter() - began
         stats["drawn_codes"] += int(tape.lengths.sum()) - before
 
 
-def _decode(run: Run, level: int) -> None:
+def decode_level(run: Run, level: int) -> None:
+    """Write the sound and the spectrograms of a level's codes, and the time that took into the record."""
     began, codes = time.perf_counter(), run.tapes[level].array()
     variables, samples = run.source.load("vqvae"), codes.shape[1] * run.source.hop(level)
     rate = run.source.vqvae.sample_rate
-    with _progress(f"level {level} to audio", samples / rate * len(codes)) as bar:
+    with progress(f"level {level} to audio", samples * len(codes), samples * len(codes) / rate) as bar:
         for row, number in enumerate(run.request.items):
-            pieces = _counted(stream.decode(run.source, variables, codes[row], level), bar, rate)
+            pieces = _counted(stream.decode(run.source, variables, codes[row], level), bar)
             stream.write_audio(pieces, rate, samples, run.out / f"level_{level}" / f"item_{number}")
     run.stats(level)["decode_seconds"] = time.perf_counter() - began
 
@@ -195,21 +195,30 @@ def _row(run: Run, level: int, codes: Int32[np.ndarray, "b t"]) -> dict[str, Any
 
 
 @contextmanager
-def _progress(what: str, seconds: float) -> Iterator[tqdm]:
-    """A bar in seconds of audio, with the time gone and the time to go."""
-    form = "{desc:<16} {percentage:3.0f}% |{bar:24}| {n:.1f} of {total:.1f} s audio, {elapsed} gone, {remaining} to go"
-    with tqdm(total=seconds, desc=what, bar_format=form, mininterval=0.5, smoothing=0.1) as bar:
+def progress(what: str, codes: int, seconds: float) -> Iterator[tqdm]:
+    """A bar over ``codes`` that last ``seconds``, shown in seconds of audio, with the time gone and the time to go."""
+    bar_format = "{desc:<16} {percentage:3.0f}% |{bar:24}| {heard} s of audio, {elapsed} gone, {remaining} to go"
+    with _Bar(total=codes, desc=what, bar_format=bar_format, mininterval=0.5, smoothing=0.1) as bar:
+        bar.seconds_per_code = seconds / max(codes, 1)
         yield bar
 
 
-def _counted(pieces: Iterator[np.ndarray], bar: tqdm, rate: int) -> Iterator[np.ndarray]:
+class _Bar(tqdm):
+    """Counts codes, exactly; shows seconds."""
+
+    seconds_per_code = 0.0
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        shown = super().format_dict
+        done, all_of_it = (count * self.seconds_per_code for count in (self.n, self.total))
+        return {**shown, "heard": f"{done:.1f} of {all_of_it:.1f}"}
+
+
+def _counted(pieces: Iterator[np.ndarray], bar: tqdm) -> Iterator[np.ndarray]:
     for piece in pieces:
-        _advance(bar, len(piece) / rate)
+        bar.update(len(piece))
         yield piece
-
-
-def _advance(bar: tqdm, seconds: float) -> None:
-    bar.update(min(seconds, bar.total - bar.n))  # sums of seconds are rounded; tqdm warns of more than all
 
 
 def require_free_space(out: Path, seconds: float, items: int, levels: int, rate: int) -> None:

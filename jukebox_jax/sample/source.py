@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -49,6 +51,10 @@ class Source:
     def top(self) -> int:
         """The top level."""
         return self.vqvae.levels - 1
+
+    def resident(self) -> Source:
+        """The same model, every component loaded once and kept: for sessions that go back and forth."""
+        return dataclasses.replace(self, load=functools.cache(self.load))
 
     def hop(self, level: int) -> int:
         """Audio samples per code."""

@@ -139,3 +139,20 @@ def test_nothing_to_draw_is_said(model, tmp_path, capsys) -> None:
     np.savez(tmp_path / "codes.npz", codes_level_0=np.zeros((1, 32), int), codes_level_1=np.zeros((1, 16), int))
     assert sample(model, tmp_path / "out", "--mode=upsample", f"--codes={tmp_path / 'codes.npz'}") == 2
     assert "there is nothing to draw" in capsys.readouterr().err
+
+
+def test_composing_asks_and_upsamples(model, tmp_path, capsys, monkeypatch) -> None:
+    answers = iter(["7", "1", "0 done"])
+    monkeypatch.setattr("builtins.input", lambda question: next(answers))
+    flags = (
+        f"--model={model}",
+        f"--output={tmp_path / 'piece'}",
+        "--takes=2",
+        "--step_seconds=0.008",
+        "--total_seconds=1",
+    )
+    assert main(["compose", *flags]) == 0
+    printed = capsys.readouterr()
+    assert "take 7 is not among the 2: allowed are 0 to 1" in printed.err
+    final = next((tmp_path / "piece").glob("final_*"))
+    assert str(final / "index.html") in printed.out and codes(final)[0].shape == (1, 32)
