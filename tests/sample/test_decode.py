@@ -1,0 +1,163 @@
+"""Prefill and cached steps equal the forward over the whole stream: every kind, every prompt length of a window."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jukebox_jax import presets
+from jukebox_jax.models.cache import DECODABLE, Sizes, shape
+from jukebox_jax.models.layers import Layer
+from jukebox_jax.models.pattern import Kind
+from jukebox_jax.models.prior import Prior
+from jukebox_jax.ops.logits import Settings
+from jukebox_jax.sample.decode import sample_window
+from jukebox_jax.types import UserError
+
+T, BLOCKS, LYRICS, WIDTH, BATCH = 12, 4, 5, 8, 2
+C = T // BLOCKS
+
+
+@pytest.fixture(autouse=True)
+def compile_quickly():
+    """The programs are tiny: compiling them costs more than running them."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.parametrize("kind", DECODABLE, ids=lambda kind: kind.value)
+def test_a_layer_goes_on_from_every_prompt_length(kind: Kind) -> None:
+    config = presets.Transformer(T, WIDTH, 1, 2, BLOCKS, attention_ratio=0.5, init_scale=20.0)
+    layer = Layer(config, kind, prime_length=5, num_lyrics=LYRICS)
+    x = jax.random.normal(jax.random.key(0), (BATCH, T, WIDTH))
+    lyrics = jax.random.normal(jax.random.key(1), (BATCH, LYRICS, WIDTH)) if kind is Kind.LYRICS else None
+    params = layer.init(jax.random.key(2), x, lyrics)
+    expected = layer.apply(params, x, lyrics)
+
+    def steps(cache, known):
+        """Outputs at positions known .. T, zeros before."""
+
+        def body(t, carry):
+            cache, out = carry
+            y, cache = layer.apply(params, x[:, t], cache, 0, t, method="step")
+            return cache, out.at[:, t].set(y)
+
+        return jax.lax.fori_loop(known, T, body, (cache, jnp.zeros_like(x)))[1]
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def from_prompt(padded: int, known):
+        noise = jax.random.normal(jax.random.key(3), x.shape) * 10
+        prompt = jnp.where(jnp.arange(T)[None, :, None] < known, x, noise)[:, :padded]  # the padding must not matter
+        out, cache = layer.apply(params, prompt, lyrics, known, method="prefill")
+        return out, steps(cache[None], known)
+
+    for known in range(1, T):
+        for padded in {-(-known // C) * C, T}:  # the fewest blocks, and the whole context
+            first, rest = from_prompt(padded, known)
+            np.testing.assert_allclose(first[:, :known], expected[:, :known], rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(rest[:, known:], expected[:, known:], rtol=1e-5, atol=1e-5)
+    if kind is not Kind.LYRICS:
+        empty = jnp.full((1, *shape(kind, layer.sizes, BATCH, WIDTH // 2)), 1e3)  # unwritten slots must not matter
+        np.testing.assert_allclose(jax.jit(steps)(empty, 0), expected, rtol=1e-5, atol=1e-5)
+
+
+CONTEXT = 10
+TRANSFORMER = presets.Transformer(CONTEXT + 6, 12, 16, 2, 4, "factored_prime", attention_ratio=0.5, init_scale=6.0)
+LABELS = presets.Labels("v3", 3, 4, 2, 6, 8, 1.0, 9.0, 100)
+MERGED = presets.Prior(
+    level=1, context_length=CONTEXT, codebook_size=9, hop_length=8, transformer=TRANSFORMER, labels=LABELS,
+    lyrics=presets.Lyrics("merged", 6, 7),
+)  # fmt: skip
+SEPARATE = presets.Prior(
+    level=1, context_length=12, codebook_size=9, hop_length=8, labels=LABELS, tied_output=False,
+    transformer=presets.Transformer(12, 12, 4, 2, 4, "factored_lyrics_4", attention_ratio=0.5, init_scale=6.0),
+    lyrics=presets.Lyrics("separate", 6, 7, encoder=presets.Transformer(6, 8, 2, 1, 2, "block_column")),
+)  # fmt: skip
+UPSAMPLER = presets.Prior(
+    level=0, context_length=12, codebook_size=9, hop_length=4, upsampling=2,
+    transformer=presets.Transformer(12, 12, 4, 2, 3, "factored_dense", attention_ratio=0.5, init_scale=6.0),
+    conditioner=presets.Conditioner(8, 1, 1),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("preset", [MERGED, SEPARATE, UPSAMPLER], ids=["merged", "separate", "upsampler"])
+@pytest.mark.parametrize("scan_layers", [True, False], ids=["scanned", "unrolled"])
+def test_a_window_goes_on_from_every_prompt_length(preset: presets.Prior, scan_layers: bool) -> None:
+    if preset is not MERGED and not scan_layers:
+        pytest.skip("only the merged sequence has a group that repeats")
+    model = Prior(preset, scan_layers=scan_layers)
+    params = jax.jit(functools.partial(model.init, method="initialise"))(jax.random.key(0))["params"]
+    rng = np.random.default_rng(0)
+    y = [
+        [300, 20, preset.window_samples, 1, 2, -1, 1, 2, 3, 4, 5, 6],
+        [800, 60, preset.window_samples, 2, 0, 3, 0, 0, 1, 2, 3, 1],
+    ]
+    y = jnp.asarray(y, jnp.int32) if preset.labels else None
+    upper = (
+        jnp.asarray(rng.integers(0, 9, (BATCH, preset.context_length // 2)), jnp.int32) if preset.upsampling else None
+    )
+    codes = jnp.asarray(rng.integers(0, 9, (BATCH, preset.context_length)), jnp.int32)
+    keys = jax.random.split(jax.random.key(1), BATCH)
+    first = preset.merged_lyrics
+
+    @jax.jit
+    def forward(params, tokens):
+        """Logits of the music positions, from tokens of the sequence."""
+        cond = model.apply({"params": params}, y, upper, method="condition")
+
+        def logits(model, tokens):
+            x = model.transformer(model._embed(tokens, cond), cond.lyrics)
+            return model._conditioned(x, cond.positions) @ model._output_table().T
+
+        return model.apply({"params": params}, tokens, method=logits)[:, first:]
+
+    for known in range(preset.context_length):
+        drawn = sample_window(
+            model, params, codes[:, :known], y, upper, keys, start=0, num_steps=preset.context_length - known,
+            settings=Settings(), keep_logits=True, chunk=1,
+        )  # fmt: skip
+        prompt = codes[:, :known] + preset.lyric_vocabulary
+        tokens = jnp.concatenate([y[:, -first:], prompt, drawn.raw] if first else [prompt, drawn.raw], axis=1)
+        np.testing.assert_allclose(drawn.logits, forward(params, tokens)[:, known:], rtol=1e-4, atol=1e-4)
+        np.testing.assert_array_equal(drawn.codes[:, :known], codes[:, :known])
+        np.testing.assert_array_equal(drawn.codes[:, known:], np.maximum(drawn.raw - preset.lyric_vocabulary, 0))
+
+
+def test_chunks_and_neighbours_change_nothing() -> None:
+    """A draw depends on its item's key and on its place, not on chunks or on what else stands in the batch."""
+    model = Prior(UPSAMPLER, scan_layers=True)
+    params = jax.jit(functools.partial(model.init, method="initialise"))(jax.random.key(0))["params"]
+    upper = jnp.asarray(np.random.default_rng(1).integers(0, 9, (3, 6)), jnp.int32)
+    keys = jax.random.split(jax.random.key(1), 3)
+    codes = jnp.zeros((3, 5), jnp.int32)
+    starts = np.asarray([0, 12, 4], np.int32)
+
+    def draw(rows, chunk: int) -> np.ndarray:
+        rows = np.asarray(rows)
+        return np.asarray(
+            sample_window(
+                model, params, codes[rows], None, upper[rows], keys[rows], start=starts[rows], num_steps=7, chunk=chunk
+            ).codes
+        )
+
+    together = draw([0, 1, 2], 7)
+    assert len({tuple(row) for row in together.tolist()}) == 3
+    np.testing.assert_array_equal(draw([0, 1, 2], 3), together)
+    np.testing.assert_array_equal(draw([2, 0], 3), together[[2, 0]])
+
+
+def test_a_window_longer_than_the_context_is_refused() -> None:
+    model = Prior(UPSAMPLER)
+    with pytest.raises(UserError, match=r"5 \+ 8 codes do not fit a context of 12"):
+        sample_window(model, {}, jnp.zeros((1, 5), jnp.int32), None, None, None, start=0, num_steps=8)
+
+
+@pytest.mark.parametrize("kind", [Kind.SUMMARY, Kind.SPREAD])
+def test_summaries_have_no_cache(kind: Kind) -> None:
+    with pytest.raises(UserError, match="no cached decoding"):
+        shape(kind, Sizes(T, BLOCKS, 0, 0), BATCH, WIDTH)
