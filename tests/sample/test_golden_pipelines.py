@@ -120,9 +120,8 @@ def test_audio_is_the_originals() -> None:
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("name", PARTIAL)
-def test_composing_is_the_originals(name: str) -> None:
-    case = load_case(name)
+def test_composing_is_the_originals() -> None:
+    case = load_case("pipeline_partial")
     tapes = [Tape(case.items) for _ in range(3)]
     for step, (new, kept) in enumerate(case.data["compose_steps"].tolist()):
         takes.extend(case.source, case.request, tapes, new)
