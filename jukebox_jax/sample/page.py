@@ -88,7 +88,7 @@ const items = [...document.querySelectorAll('.item')].map(card => {
       const strength = Math.min(100, Math.round(value / 1.6));
       heat.letters[i].style.background = strength > 2 ? `color-mix(in srgb, var(--accent) ${strength}%, transparent)` : '';
     }
-    if (peak > 8 && !audio[now].paused) {
+    if (peak > 8 && share > 0) {
       const top = heat.letters[best].offsetTop - lyrics.offsetTop - lyrics.clientHeight / 2;
       if (Math.abs(top - lyrics.scrollTop) > lyrics.clientHeight / 3) lyrics.scrollTop = top;
     }
