@@ -125,14 +125,14 @@ def compile_layer(layer: Layer, kind: str, implementation: str, backward: bool, 
     return Compiled(seconds, sum(o.logical.total for o in between), program.hbm_bytes, vmem)
 
 
-def measure(chip: str, name: str, layer: Layer, kind: str, batch: int) -> dict:
-    """Both implementations and passes of one layer on one chip."""
+def measure(chip: str, name: str, layer: Layer, kind: str, batch: int, implementations: list[str]) -> dict:
+    """Both passes of one layer on one chip."""
     sharding = NamedSharding(
         Mesh(np.array(topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip]).devices[:1]), ("x",)),
         PartitionSpec(),
     )
     row: dict = dict(chip=chip, model=name, kind=kind, batch=batch, **layer._asdict())
-    for implementation in ("pallas", "xla"):
+    for implementation in implementations:
         one, both = (
             compile_layer(layer, kind, implementation, backward, batch, sharding) for backward in (False, True)
         )
@@ -154,15 +154,15 @@ HEADER = (
 
 
 def line(row: dict) -> str:
-    ours, xla = row["pallas"], row["xla"]
+    ours, xla = (row.get(implementation, {}) for implementation in ("pallas", "xla"))
 
     def show(value: float, digits: int = 2) -> str:
         return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
     nan = [math.nan, math.nan]
     whole = [a / b for a, b in zip(ours.get("hbm", nan), xla.get("hbm", nan), strict=True)]
-    vmem = "/".join(f"{v / 2**20:.1f}" for v in ours["vmem"])
-    seconds = "/".join(f"{s:.0f}" for s in ours["seconds"])
+    vmem = "/".join(f"{v / 2**20:.1f}" for v in ours.get("vmem", []))
+    seconds = "/".join(f"{s:.0f}" for s in ours.get("seconds", []))
     numbers = [r.get(key, math.nan) for key in ("forward", "backward") for r in (ours, xla)]
     f, fx, b, bx = (show(n) for n in numbers)
     return (
@@ -176,6 +176,7 @@ def main() -> int:
     parser.add_argument("--chips", default="v5e", help=f"comma-separated, of {', '.join(CHIPS)}")
     parser.add_argument("--models", default=",".join(layers()), help="comma-separated presets")
     parser.add_argument("--kinds", default="block,column,previous")
+    parser.add_argument("--implementations", default="pallas,xla")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--json", help="also write the rows here")
     args = parser.parse_args()
@@ -184,7 +185,7 @@ def main() -> int:
     for chip in args.chips.split(","):
         for name in args.models.split(","):
             for kind in args.kinds.split(","):
-                rows.append(measure(chip, name, layers()[name], kind, args.batch))
+                rows.append(measure(chip, name, layers()[name], kind, args.batch, args.implementations.split(",")))
                 print(line(rows[-1]), flush=True)
                 if args.json:
                     with open(args.json, "w", encoding="utf-8") as file:

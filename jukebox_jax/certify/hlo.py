@@ -27,7 +27,7 @@ class Operation(NamedTuple):
     opcode: str
     executions: int
     loops: int  # nested loops around it
-    flops: float
+    flops: int
     hbm: Bytes  # physical bytes in HBM
     logical: Bytes  # bytes of the elements, wherever they lie
     type: str
@@ -40,7 +40,7 @@ class Kernel(NamedTuple):
     name: str
     executions: int
     loops: int
-    flops: float
+    flops: int
     declared: int
     logical: Bytes
     hbm: Bytes  # physical, blocks that are read twice included
@@ -69,7 +69,7 @@ class Collective(NamedTuple):
     def wire_bytes(self) -> float:
         """Sent by one device, on a ring."""
         if self.kind.startswith("collective"):
-            return self.operand_bytes
+            return float(self.operand_bytes)
         return self.bytes * (self.group_size - 1) / self.group_size * (2 if self.kind == "all-reduce" else 1)
 
 
@@ -83,7 +83,7 @@ class Loop(NamedTuple):
 class Program(NamedTuple):
     """One device's share of a compiled program, executed once."""
 
-    flops: float  # matrix products, convolutions and kernels
+    flops: int  # matrix products, convolutions and kernels
     hbm_read: int
     hbm_written: int
     operations: list[Operation]

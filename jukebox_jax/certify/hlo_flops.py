@@ -15,9 +15,9 @@ class FlopCounter:
 
     def __init__(self, module: Module):
         self.module = module
-        self.fused: dict[str, float] = {}
+        self.fused: dict[str, int] = {}
 
-    def __call__(self, computation: Computation, instruction: Instruction) -> float:
+    def __call__(self, computation: Computation, instruction: Instruction) -> int:
         if instruction.opcode == "dot":
             return _dot_flops(computation, instruction)
         if instruction.opcode == "convolution":
@@ -34,13 +34,13 @@ def _numbers(text: str | None) -> list[int]:
     return [int(n) for n in re.findall(r"\d+", text or "")]
 
 
-def _dot_flops(computation: Computation, instruction: Instruction) -> float:
+def _dot_flops(computation: Computation, instruction: Instruction) -> int:
     left = computation[instruction.operands[0]].shapes[0].dims
     contracted = [left[i] for i in _numbers(instruction.attribute("lhs_contracting_dims"))]
-    return 2.0 * math.prod(instruction.shapes[0].dims) * math.prod(contracted)
+    return 2 * math.prod(instruction.shapes[0].dims) * math.prod(contracted)
 
 
-def _convolution_flops(computation: Computation, instruction: Instruction) -> float:
+def _convolution_flops(computation: Computation, instruction: Instruction) -> int:
     """2 x batch x features out x features in x the taps that fall on an input, per spatial dimension.
 
     The TPU compiler writes matrix products as convolutions whose batch dimensions are spatial with dilations, where
@@ -54,7 +54,7 @@ def _convolution_flops(computation: Computation, instruction: Instruction) -> fl
     def option(key: str, i: int, default: str) -> str:
         return window[key].split("x")[i] if key in window else default
 
-    total = 2.0 * right[label_right.index("i")] * out[label_out.index("f")] * out[label_out.index("b")]
+    total = 2 * right[label_right.index("i")] * out[label_out.index("f")] * out[label_out.index("b")]
     for i, name in enumerate(spatial):
         size, taps, places = left[label_left.index(name)], right[label_right.index(name)], out[label_out.index(name)]
         stride, low = int(option("stride", i, "1")), int(option("pad", i, "0_0").split("_")[0])
