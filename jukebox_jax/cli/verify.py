@@ -30,14 +30,14 @@ from jukebox_jax.cli.verify_cases.report import Report
 from jukebox_jax.types import UserError
 
 HELP = "Compare our numbers with the original's, on cases that it has written."
-EXAMPLE = "jukebox verify goldens/prior_top_5b goldens/vqvae --exact_codes"
+EXAMPLE = "jukebox verify goldens/prior_top_5b goldens/vqvae --exact-codes"
 
 Check = Callable[[Case, Report], None]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("cases", nargs="+", type=Path, metavar="CASE_DIR", help="data.npz, hps.json, checkpoints")
-    parser.add_argument("--exact_codes", action="store_true",
+    parser.add_argument("--exact-codes", "--exact_codes", dest="exact_codes", action="store_true",
                         help="codes of the VQ-VAE must be equal even where two are equally near")  # fmt: skip
     parser.add_argument("--ids", type=Path, metavar="DIR", help="artist and genre tables, for cases without their own")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the comparison to a file")
