@@ -57,8 +57,8 @@ def test_every_command_is_one_that_a_user_can_type(typed):
     for name, *argv in words:
         args = dispatcher.parse(name, importlib.import_module(f"jukebox_jax.cli.{name}"), argv)
         if name == "train":
-            assert args.steps == round(demo.STEPS[args.config.partition(":")[2]] * 0.5)
-            config.load(args.config)
+            assert args.steps == round(demo.PARTS[args.config.partition(":")[2]][0] * 0.5)
+            config.load(args.config, args.overrides)
 
 
 def test_a_second_run_keeps_the_data(typed):
