@@ -42,7 +42,7 @@ button { font: inherit; color: inherit; cursor: pointer; }
 .view i { position: absolute; top: 0; bottom: 0; width: 2px; background: #fff; left: 0; pointer-events: none;
   box-shadow: 0 0 6px #000; } .level:not([data-on]) .view i { opacity: .4; }
 .lyrics { margin: 18px 0 0; padding: 14px 16px; border-radius: 10px; background: var(--chip); white-space: pre-wrap;
-  max-height: 260px; overflow: auto; scroll-behavior: smooth; font-size: 17px; line-height: 1.7; }
+  max-height: 260px; overflow: auto; font-size: 17px; line-height: 1.7; }
 .lyrics b { font-weight: inherit; border-radius: 3px; }
 details { margin-top: 14px; } summary { cursor: pointer; color: var(--soft); font-size: 14px; }
 details img { width: 100%; height: 260px; image-rendering: pixelated; background: #000; border-radius: 10px; margin-top: 8px; }

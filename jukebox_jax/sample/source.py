@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from etils import epath
 from jukebox_jax import presets
 from jukebox_jax.checkpoint import bundle
 from jukebox_jax.data.labels import Labeller, Vocabulary
+from jukebox_jax.models.prior import Prior
 from jukebox_jax.types import UserError
 
 
@@ -61,14 +62,16 @@ class Source:
         return self.vqvae.hop_lengths[level]
 
 
-def from_directory(directory: str | Path, *, strict: bool = True, compat: bool = False) -> Source:
+def from_directory(directory: str | Path, *, strict: bool = True, compat: bool = False, dtype: Any = None) -> Source:
     """A model directory (checkpoint/bundle.py). ``strict`` and ``compat`` say how labels are looked up.
 
+    The priors compute in ``dtype`` (None: ``default_dtype``), and their matrices are loaded in it.
     Where a lower level has other tables than the top (1b_lyrics), a name that only the top knows is unknown below.
     """
     description = bundle.load_description(directory)
     if description.vqvae is None:
         raise UserError(f"model {description.name!r} has no VQ-VAE: train or convert one into {directory}")
+    dtype = default_dtype() if dtype is None else dtype
     tables = str(bundle.labels_dir(directory))
     versions = {p.labels.version for p in description.priors.values() if p.labels}
     vocabularies = {version: Vocabulary.load(tables, version) for version in versions}
@@ -89,10 +92,25 @@ def from_directory(directory: str | Path, *, strict: bool = True, compat: bool =
         description.vqvae,
         dict(description.priors),
         labellers,
-        lambda component: bundle.load_component(directory, component),
-        default_dtype(),
+        lambda component: bundle.load_component(directory, component, _target(description, component, dtype)),
+        dtype,
         hashlib.sha256((epath.Path(directory) / bundle.DESCRIPTION).read_bytes()).hexdigest()[:16],
     )
+
+
+def _target(description: bundle.Description, component: str, dtype: Any) -> Any:
+    """A prior's variables with the matrices of its layers in ``dtype``: half the memory, and no casts per step."""
+    if component == bundle.VQVAE or dtype == jnp.float32:
+        return None
+    model = Prior(cast(presets.Prior, description.preset(component)), dtype)
+    variables = jax.eval_shape(functools.partial(model.init, method="initialise"), jax.random.key(0))
+
+    def stored(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        names = [key.key for key in path]
+        in_layer = "transformer" in names and names[-1] == "kernel"
+        return jax.ShapeDtypeStruct(leaf.shape, dtype if in_layer else leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(stored, dict(variables))
 
 
 def default_dtype() -> Any:

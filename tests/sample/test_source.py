@@ -1,0 +1,52 @@
+"""A model directory is opened once, and a component loaded when it is asked for, in the form that sampling wants."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jukebox_jax.checkpoint import bundle
+from jukebox_jax.data.labels import Vocabulary
+from jukebox_jax.sample.source import Source, from_directory
+from jukebox_jax.types import UserError
+
+
+@pytest.fixture
+def folder(source, tmp_path) -> str:
+    path = tmp_path / "model"
+    bundle.save_component(path, "vqvae", source.load("vqvae"), source.vqvae)
+    for level, prior in source.priors.items():
+        bundle.save_component(path, f"prior_level_{level}", source.load(f"prior_level_{level}"), prior)
+    vocabulary = source.labellers[0].vocabulary
+    assert isinstance(vocabulary, Vocabulary)
+    vocabulary.save(str(bundle.labels_dir(path)))
+    return str(path)
+
+
+def test_a_directory_is_the_model(source, folder) -> None:
+    opened = from_directory(folder)
+    assert opened.vqvae == source.vqvae and opened.priors == source.priors and opened.fingerprint
+    for component in ("vqvae", "prior_level_0", "prior_level_1"):
+        loaded, expected = opened.load(component), source.load(component)
+        jax.tree.map(lambda a, b: (a == b).all() or pytest.fail(component), loaded, expected)
+    with pytest.raises(UserError, match="unknown artist"):
+        opened.labellers[0].label({"artist": "eve", "total_length": 8, "offset": 0})
+
+
+def test_layers_are_loaded_in_half_precision(source, folder) -> None:
+    loaded = from_directory(folder, dtype=jnp.bfloat16).load("prior_level_1")["params"]
+    kinds = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.dtype for path, leaf in
+             jax.tree_util.tree_leaves_with_path(loaded)}  # fmt: skip
+    layers = {name for name in kinds if "transformer/" in name and name.endswith("/kernel")}
+    assert layers and all((kind == jnp.bfloat16) == (name in layers) for name, kind in kinds.items())
+    assert "embedding" in kinds and kinds["lyrics_projection/kernel"] == jnp.float32
+
+
+def test_every_level_needs_a_prior(source) -> None:
+    with pytest.raises(UserError, match="has priors of 1, and a VQ-VAE of 2 levels"):
+        Source(
+            **{f.name: getattr(source, f.name) for f in dataclasses.fields(source)} | {"priors": {1: source.priors[1]}}
+        )
