@@ -50,7 +50,7 @@ def project(array: np.ndarray) -> float:
 
 
 def compare_projections(trees: list[Any], export: Any, kind: str, golden: Any, slack: float) -> None:
-    """Projections of every parameter after each step. ``slack``: how far a key's bias may walk (README of the goldens)."""
+    """Projections of every parameter after each step. ``slack``: how far the bias of keys may walk."""
     rows: dict[str, list[float]] = {}
     for params in trees:
         for name, tensor in export(params).items():
