@@ -23,13 +23,13 @@ from typing import Any
 
 from jukebox_jax.types import UserError
 
-HELP = "Music in, a small trained Jukebox and its samples out, in about a quarter of an hour."
+HELP = "music in, a small trained Jukebox and its samples out, in about a quarter of an hour"
 EXAMPLE = "jukebox demo --output=demo_out"
 
 CONFIG = Path(__file__).parents[2] / "configs" / "tiny.py"
 # Training steps, and what else suits a short run: about seven minutes in all on two cores.
 PARTS = {
-    "vqvae": (300, ("--config.window_samples=8192",)), "prior": (300, ()), "upsampler_1": (200, ()),
+    "vqvae": (250, ("--config.window_samples=8192",)), "prior": (250, ()), "upsampler_1": (200, ()),
     "upsampler_0": (200, ()),
 }  # fmt: skip
 QUICK = "--config.sample_every=0"  # nobody watches TensorBoard here
