@@ -68,8 +68,8 @@ class LabelEmbedding(nn.Module):
 def timing_bins(config: presets.Labels, y: Int[Array, "b cols"], num_positions: int):
     """Bins of total length (b, 1), absolute and relative position (b, t): spec/prior.md section 7.
 
-    Every float32 operation is rounded as the original's, which decides at bin edges. So the compiler may neither contract
-    a product and a sum (``_spread``) nor multiply by a reciprocal (``_bins``).
+    Every float32 operation is rounded as the original's, which decides at bin edges. So the compiler may neither
+    contract a product and a sum (``_spread``) nor multiply by a reciprocal (``_bins``).
     """
     assert config.min_duration is not None and config.max_duration is not None, "timing needs the range of durations"
     low, high = config.min_duration * config.sample_rate, config.max_duration * config.sample_rate

@@ -45,7 +45,7 @@ def _check_function(case: Case, report: Report, name: str, kind: Kind, hps: dict
 
     @jax.jit
     def forward(params, x, lyrics):
-        q, k, v = layer.apply({"params": params}, x, lyrics, method="project")
+        q, k, v = tuple(layer.apply({"params": params}, x, lyrics, method="project"))
         attended = layer.apply({"params": params}, q, k, v, method="attend")
         return q, k, v, attended, layer.apply({"params": params}, x, lyrics, method="mix")
 

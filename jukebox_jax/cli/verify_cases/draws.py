@@ -21,7 +21,8 @@ def check_draws(case: Case, report: Report, model: Prior, params: Any, inputs: t
     """
     z = inputs[0]
     runs = {"sample": ("sample_argmax", 0), "sample_partial": ("sample_argmax_partial", 0)}
-    for i, (known, _) in enumerate(case.input("primes").tolist() if case.has("primes") else ()):
+    primes: Any = case.input("primes").tolist() if case.has("primes") else ()
+    for i, (known, _) in enumerate(primes):
         runs[f"primed{i}"] = (f"primed{i}_argmax", known)
         if i == 0:
             runs["primed_partial"] = ("primed_partial_argmax", known)
@@ -38,8 +39,8 @@ def check_draws(case: Case, report: Report, model: Prior, params: Any, inputs: t
 
 def _draw(model: Prior, params: Any, known: Any, inputs: tuple, num_steps: int) -> Drawn:
     keys = jax.random.split(jax.random.key(0), len(known))
-    # Small chunks: the runs of different lengths share one compiled loop.
+    # Small chunks: runs of different lengths share one compiled loop.
     return sample_window(
         model, params, known, inputs[1], inputs[2], keys, start=np.zeros(len(known), np.int32), num_steps=num_steps,
-        settings=Settings(temperature=0.0), keep_logits=True, chunk=min(8, num_steps),
+        settings=Settings(temperature=0.0), keep_logits=True, chunk=4,
     )  # fmt: skip

@@ -32,8 +32,8 @@ def check_prior(case: Case, report: Report) -> None:
         _check_derived(case, report, preset)
     with report.part("forward"):
         _check_forward(case, report, model, params, inputs)
-    with report.part("gradients"):
-        _check_gradients(case, report, model, params, inputs, checkpoint)
+    with report.part("losses"):
+        _check_losses(case, report, model, params, inputs, checkpoint)
     with report.part("alignment"):
         if case.has("alignment_w"):
             align = jax.jit(lambda params, *inputs: model.apply({"params": params}, *inputs, method="alignment"))
@@ -62,17 +62,16 @@ def _check_forward(case: Case, report: Report, model: Prior, params: Any, inputs
     @jax.jit
     def forward(params, z, y, z_cond):
         apply = lambda *args, method: model.apply({"params": params}, *args, method=method)  # noqa: E731
-        cond = apply(y, z_cond, method="condition")
+        cond: Any = apply(y, z_cond, method="condition")
         encode = lambda model, tokens: model.lyrics_encoder(tokens)  # noqa: E731
         return (
             cond,
             apply(z, cond, method="logits"),
-            apply(z, y, z_cond, method="loss"),
             apply(cond.lyric_tokens, method=encode) if separate else None,
             apply(cond, method="lyric_logits") if separate else None,
         )
 
-    cond, preds, (loss, metrics), encoded, lyric_logits = forward(params, *inputs)
+    cond, preds, encoded, lyric_logits = forward(params, *inputs)
     if cond.positions is not None:
         report.close("x_cond", cond.positions[:, preset.merged_lyrics :])
         if preset.conditioner is None:
@@ -84,23 +83,29 @@ def _check_forward(case: Case, report: Report, model: Prior, params: Any, inputs
         report.close("encoder_kv", cond.lyrics)
         report.close("prime_preds", lyric_logits)
     report.close("preds", preds)
-    report.close("loss", loss)
+
+
+def _check_losses(case: Case, report: Report, model: Prior, params: Any, inputs: tuple, checkpoint: Any) -> None:
+    """Losses, which do not differ between training and evaluation (there is no dropout), and their gradients."""
+    wanted = any(name.startswith("grad") for name in case.arrays)
+
+    @jax.jit
+    def losses(params, *inputs):
+        loss = lambda p: model.apply({"params": p}, *inputs, method="loss")  # noqa: E731
+        return jax.value_and_grad(loss, has_aux=True)(params) if wanted else (loss(params), None)
+
+    (loss, metrics), grads = losses(params, *inputs)
+    for name in ("loss", "train_loss"):
+        report.close(name, loss)
     report.close("bpd", metrics["bits_per_token"])
     report.close("gen_loss", metrics["gen_loss"])
     report.close("prime_loss", metrics.get("prime_loss", 0.0))
+    if grads is not None:
+        _check_gradients(report, model.config, grads, checkpoint)
 
 
-def _check_gradients(case: Case, report: Report, model: Prior, params: Any, inputs: tuple, checkpoint: Any) -> None:
-    if not any(name.startswith(("train_loss", "grad")) for name in case.arrays):
-        return
-
-    @jax.jit
-    def loss_and_grads(params, *inputs):
-        return jax.value_and_grad(lambda p: model.apply({"params": p}, *inputs, method="loss")[0])(params)
-
-    loss, grads = loss_and_grads(params, *inputs)
-    report.close("train_loss", loss)
-    named = steps.named({"params": grads}, model.config, openai.residual_naming(checkpoint.tensors))
+def _check_gradients(report: Report, preset: presets.Prior, grads: Any, checkpoint: Any) -> None:
+    named = steps.named({"params": grads}, preset, openai.residual_naming(checkpoint.tensors))
     norms = {name: float(np.linalg.norm(np.asarray(grad, np.float64).ravel())) for name, grad in named.items()}
     total = float(np.sqrt(sum(norm**2 for norm in norms.values())))
     half = any(tensor.dtype == np.float16 for tensor in checkpoint.tensors.values())

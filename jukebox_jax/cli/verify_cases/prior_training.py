@@ -49,7 +49,7 @@ def _evaluate(case: Case, report: Report, tracks: averages.Tracks) -> None:
     if saved is None:
         return
     checkpoint, state = saved
-    preset = tracks.preset
+    preset: Any = tracks.preset
     model = Prior(preset)
     inputs = [case.codes(f"step0_{name}") for name in ("z", "y", "z_cond")]
 

@@ -17,12 +17,14 @@ from jukebox_jax.train.optimizer import Options
 def options_of(hps: Mapping[str, Any]) -> Options:
     """Adam, clipping and schedule."""
     linear = bool(hps.get("lr_use_linear_decay"))
+    number = lambda name, default: float(hps.get(name, default))  # noqa: E731  JSON has 0 where the original has 0.0
     return Options(
-        learning_rate=hps["lr"] * hps.get("lr_scale", 1.0), beta1=hps["beta1"], beta2=hps["beta2"], eps=hps["eps"],
-        weight_decay=hps["weight_decay"], clip_norm=hps["clip"], ignore_grad_norm=hps.get("ignore_grad_norm", 0.0),
-        warmup_steps=hps["lr_warmup"], decay="linear" if linear else "step",
-        decay_start=hps.get("lr_start_linear_decay", 0), decay_steps=hps["lr_decay"],
-        decay_factor=hps.get("lr_gamma", 1.0),
+        learning_rate=number("lr", 3e-4) * number("lr_scale", 1), beta1=number("beta1", 0.9),
+        beta2=number("beta2", 0.999), eps=number("eps", 1e-8), weight_decay=number("weight_decay", 0),
+        clip_norm=number("clip", 1),
+        ignore_grad_norm=number("ignore_grad_norm", 0), warmup_steps=number("lr_warmup", 100),
+        decay="linear" if linear else "step", decay_start=number("lr_start_linear_decay", 0),
+        decay_steps=number("lr_decay", 1e10), decay_factor=number("lr_gamma", 1),
     )  # fmt: skip
 
 
