@@ -43,12 +43,16 @@ class Transformer(nn.Module):
     implementation: str = "auto"
 
     def setup(self):
-        self.stacks = [
-            self.param(
-                f"segment_{i}", partial(_init_segment, [self.layer(k) for k in kinds], repeats, self.config.width)
-            )
-            for i, (kinds, repeats) in enumerate(self.segments)
-        ]
+        self.stacks = [self._stack(i, kinds, repeats) for i, (kinds, repeats) in enumerate(self.segments)]
+
+    def _stack(self, index: int, kinds: tuple[Kind, ...], repeats: int) -> Any:
+        """Parameters of a segment. Only a missing one traces its initialiser: Flax would do so in every call."""
+        name = f"segment_{index}"
+        if self.has_variable("params", name):
+            return self.get_variable("params", name)
+        return self.param(
+            name, partial(_init_segment, [self.layer(kind) for kind in kinds], repeats, self.config.width)
+        )
 
     @property
     def segments(self):

@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int
 
 from jukebox_jax.models.prior import Conditioning, Prior
 from jukebox_jax.ops.logits import Settings, sample
 from jukebox_jax.types import UserError
 
-CHUNK = 256  # tokens per compiled scan; a shorter rest runs past the end of the window and is cut off
+CHUNK = 64  # tokens per compiled scan; a shorter rest runs past the end of the window and is cut off
 
 
 _PLAIN = Settings()
@@ -27,9 +28,9 @@ _PLAIN = Settings()
 class Drawn(NamedTuple):
     """Result of ``sample_window``."""
 
-    codes: Int[Array, "b t"]  # given and new codes of the window
-    raw: Int[Array, "b m"]  # the new draws in the model's vocabulary (merged lyrics: may be lyric ids)
-    logits: Any  # Float[Array, "b m v"], what each new draw saw; None unless asked for
+    codes: Int[np.ndarray, "b t"]  # given and new codes of the window
+    raw: Int[np.ndarray, "b m"]  # the new draws in the model's vocabulary (merged lyrics: may be lyric ids)
+    logits: Any  # Float[np.ndarray, "b m v"], what each new draw saw; None unless asked for
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -45,9 +46,16 @@ def empty_cache(model: Prior, batch: int, params, cond: Conditioning):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def prefill(model: Prior, params, tokens: Int[Array, "b t"], cond: Conditioning, known):
-    """Caches for position ``known``, after one forward over the (padded) tokens before it."""
-    return model.apply({"params": params}, tokens, cond, known, method="prefill")
+def prefill(model: Prior, params, codes: Int[Array, "b t"], cond: Conditioning, given):
+    """Caches for the position after the first ``given`` codes, and the token there, after one forward.
+
+    ``codes`` fill the whole context, so that one program serves every prompt; what stands behind ``given`` does not
+    matter.
+    """
+    tokens = jnp.asarray(model.apply({"params": params}, codes, cond, method="sequence"))
+    known = given + model.config.merged_lyrics
+    cache = model.apply({"params": params}, tokens, cond, known, method="prefill")
+    return cache, jax.lax.dynamic_index_in_dim(tokens, known - 1, axis=1, keepdims=False)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=5)
@@ -73,7 +81,7 @@ def decode(
 
 
 def sample_window(
-    model: Prior, params, codes: Int[Array, "b p"], y, upper_codes, keys, *, start, num_steps: int,
+    model: Prior, params, codes: Int[Array | np.ndarray, "b p"], y, upper_codes, keys, *, start, num_steps: int,
     settings: Settings = _PLAIN, progress: Callable[[int], None] | None = None, keep_logits: bool = False,
     chunk: int = CHUNK,
 ) -> Drawn:  # fmt: skip
@@ -95,23 +103,20 @@ def sample_window(
     batch, given = codes.shape
     if given + num_steps > config.context_length:
         raise UserError(f"{given} + {num_steps} codes do not fit a context of {config.context_length}")
-    codes = jnp.asarray(codes, jnp.int32)
+    codes = np.asarray(codes, np.int32)
     cond = condition(model, params, y, upper_codes)
-    prefix = codes if not config.merged_lyrics else _merge(cond.lyric_tokens, codes, config.lyric_vocabulary)
-    known = prefix.shape[1]
+    known = config.merged_lyrics + given
     if known:
-        block = config.transformer.block_length if config.transformer.num_blocks else known
-        padded = jnp.pad(prefix, ((0, 0), (0, -known % block)))
-        cache = prefill(model, params, padded, cond, known)
-        token = prefix[:, -1]
+        cache, token = prefill(model, params, np.pad(codes, ((0, 0), (0, config.context_length - given))), cond, given)
     else:
         cache = empty_cache(model, batch, params, cond)
-        token = jnp.zeros(batch, jnp.int32)
+        token = np.zeros(batch, np.int32)
     drawn, logits = [], []
-    offset = jnp.asarray(start, jnp.int32) - config.merged_lyrics
+    chunk = min(chunk, config.context_length)
+    offset = np.asarray(start, np.int32) - np.int32(config.merged_lyrics)
     for done in range(0, num_steps, chunk):
         tokens, seen, cache = decode(
-            model, min(chunk, num_steps), settings, keep_logits, params, cache, cond, token, keys, known + done, offset
+            model, chunk, settings, keep_logits, params, cache, cond, token, keys, known + done, offset
         )
         token = tokens[:, -1]
         drawn.append(tokens)
@@ -119,11 +124,7 @@ def sample_window(
         if progress is not None:
             jax.block_until_ready(tokens)
             progress(min(done + chunk, num_steps))
-    raw = jnp.concatenate(drawn, axis=1)[:, :num_steps] if drawn else jnp.zeros((batch, 0), jnp.int32)
-    music = jnp.maximum(raw - config.lyric_vocabulary, 0)
-    seen = jnp.concatenate(logits, axis=1)[:, :num_steps] if keep_logits and logits else None
-    return Drawn(jnp.concatenate([codes, music], axis=1), raw, seen)
-
-
-def _merge(lyrics, codes, lyric_vocabulary: int):
-    return jnp.concatenate([lyrics, codes + lyric_vocabulary], axis=1)
+    raw = np.concatenate(drawn, axis=1)[:, :num_steps] if drawn else np.zeros((batch, 0), np.int32)
+    music = np.maximum(raw - config.lyric_vocabulary, 0)
+    seen = np.concatenate(logits, axis=1)[:, :num_steps] if keep_logits and logits else None
+    return Drawn(np.concatenate([codes, music], axis=1), raw, seen)
