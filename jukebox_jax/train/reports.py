@@ -13,7 +13,7 @@ from jukebox_jax.models.vqvae import VQVAE
 from jukebox_jax.train.task import with_codes
 
 # (preset, params, y, upper_codes, seed) -> codes (b, t), one window per row. It comes from `sample`, by way of `cli`.
-Sampler = Callable[[presets.Prior, Any, jax.Array | None, jax.Array | None, int], jax.Array]
+Sampler = Callable[[presets.Prior, Any, jax.Array | None, jax.Array | None, int], np.ndarray]
 ITEMS = 2
 
 
