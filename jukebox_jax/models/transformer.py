@@ -20,12 +20,13 @@ from jukebox_jax import presets
 from jukebox_jax.models import cache as kv_cache
 from jukebox_jax.models.layers import Dtype, Layer
 from jukebox_jax.models.pattern import Kind, locate, segments
+from jukebox_jax.parallel.mesh import platform
 from jukebox_jax.types import UserError
 
 
 def scan_by_default() -> bool:
     """Scan where slicing stacked weights is free; XLA on CPUs copies them."""
-    return jax.default_backend() != "cpu"
+    return platform() != "cpu"
 
 
 class Transformer(nn.Module):

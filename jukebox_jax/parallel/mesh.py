@@ -97,3 +97,11 @@ def use(mesh: Mesh):
     """Make ``mesh`` the one that ``sharding.constrain`` speaks of."""
     with jax.set_mesh(mesh):
         yield mesh
+
+
+def platform() -> str:
+    """``"tpu"``, ``"gpu"`` or ``"cpu"``: where a program traced now will run. That is the platform of the mesh in use,
+    which may be one of an ahead-of-time topology; without a mesh, jax's default."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    name = device.platform if device else jax.default_backend()
+    return "gpu" if name in ("cuda", "rocm") else name

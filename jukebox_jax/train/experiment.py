@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from jukebox_jax import presets
+from jukebox_jax.parallel.mesh import platform
 from jukebox_jax.train.optimizer import Options, ema_decay
 from jukebox_jax.types import UserError, choose
 
@@ -80,8 +81,24 @@ class Experiment:
     def compute_dtype(self) -> Any:
         """What the model computes in; parameters are always float32."""
         if self.dtype == "auto":
-            return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+            return jnp.float32 if platform() == "cpu" else jnp.bfloat16
         return DTYPES[self.dtype]
+
+    @property
+    def num_heads(self) -> int | None:
+        """Heads of a prior's transformer."""
+        return self.model.transformer.num_heads if isinstance(self.model, presets.Prior) else None
+
+    def check_batch(self, mesh: Mesh) -> int:
+        """How many devices share a batch; raises ``UserError`` unless they divide it."""
+        shards = mesh.shape["data"] * mesh.shape["fsdp"]
+        if self.batch_size % (shards * self.accumulate):
+            parts = f" in {self.accumulate} parts" if self.accumulate > 1 else ""
+            raise UserError(
+                f"config.batch_size={self.batch_size}{parts} does not divide over {shards} devices (data x fsdp):"
+                f" use a multiple of {shards * self.accumulate}, or more of config.mesh.tensor"
+            )
+        return shards
 
     @property
     def last_step(self) -> int:

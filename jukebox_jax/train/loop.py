@@ -24,9 +24,8 @@ from jukebox_jax.train.metrics import Log
 from jukebox_jax.train.optimizer import adam
 from jukebox_jax.train.session import Session, describe
 from jukebox_jax.train.state import TrainState
-from jukebox_jax.train.step import make_step
+from jukebox_jax.train.step import jit_step
 from jukebox_jax.train.task import Task, prior_task, vqvae_task
-from jukebox_jax.types import UserError
 
 
 def train(experiment: Experiment, workdir: Path, sampler: reports.Sampler | None = None) -> TrainState:
@@ -42,12 +41,12 @@ def train(experiment: Experiment, workdir: Path, sampler: reports.Sampler | None
     inputs = open_inputs(experiment, vqvae.sample_rate)
     experiment = dataclasses.replace(experiment, model=inputs.model)
     directory = workdir / "train" / experiment.component
-    at_once = _check_batch(experiment, mesh)
+    at_once = experiment.check_batch(mesh)
     with use(mesh):
         task = make_task(experiment, vqvae, workdir, mesh, at_once)
         transform = adam(experiment.optimizer)
         rng = jax.device_put(jax.random.key(experiment.seed), replicated(mesh))
-        where = states.placed(states.abstract(task.init, transform, rng), mesh, _num_heads(experiment))
+        where = states.placed(states.abstract(task.init, transform, rng), mesh, experiment.num_heads)
         checkpoints = manager.make_manager(
             directory / "checkpoints", save_every=experiment.save_every, keep=experiment.keep
         )
@@ -58,13 +57,7 @@ def train(experiment: Experiment, workdir: Path, sampler: reports.Sampler | None
             state, start = states.from_variables(source.fine_tuned(experiment, where), transform, where), 0
         else:
             state, start = states.initialize(task.init, transform, rng, where), 0
-        step = jax.jit(
-            make_step(
-                task.loss, transform, ema_decay=experiment.ema_decay, ema_every=experiment.ema.every,
-                accumulate=experiment.accumulate,
-            ),
-            donate_argnums=0, out_shardings=(states.shardings(where), replicated(mesh)),
-        )  # fmt: skip
+        step = jit_step(task.loss, experiment, where, mesh)
         if inputs.vocabulary is not None and jax.process_index() == 0:
             keep_vocabulary(inputs.vocabulary, workdir)
         log = Log(directory, start, experiment.last_step, _audio_seconds(experiment, inputs), jax.process_index() == 0)
@@ -136,22 +129,6 @@ class Stop:
         if jax.process_count() > 1:
             self.asked = multihost_utils.reached_preemption_sync_point(step)
         return self.asked
-
-
-def _num_heads(experiment: Experiment) -> int | None:
-    return experiment.model.transformer.num_heads if isinstance(experiment.model, presets.Prior) else None
-
-
-def _check_batch(experiment: Experiment, mesh: Mesh) -> int:
-    """How many devices share a batch; they must divide it."""
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    if experiment.batch_size % (shards * experiment.accumulate):
-        parts = f" in {experiment.accumulate} parts" if experiment.accumulate > 1 else ""
-        raise UserError(
-            f"config.batch_size={experiment.batch_size}{parts} does not divide over {shards} devices (data x fsdp):"
-            f" use a multiple of {shards * experiment.accumulate}, or more of config.mesh.tensor"
-        )
-    return shards
 
 
 def _audio_seconds(experiment: Experiment, inputs: Inputs) -> float:

@@ -42,7 +42,7 @@ def variables(state: TrainState, *, averaged: bool = True) -> dict[str, Any]:
     return {"params": state.ema if averaged else state.params, **state.model_state}
 
 
-def abstract(init: Callable[..., Any], transform: optax.GradientTransformation, rng: jax.Array) -> TrainState:
+def abstract(init: Callable[..., Any], transform: optax.GradientTransformation, rng: Any) -> TrainState:
     """Shapes and dtypes of the state that ``init(rng)``'s variables make. Nothing is computed."""
     return jax.eval_shape(lambda rng: create(init(rng), transform), rng)
 

@@ -1,4 +1,4 @@
-"""One training step: gradients, optimiser, weight average. Pure; ``loop.py`` jits it with shardings and donation."""
+"""One training step: gradients, optimiser, weight average. Pure; ``jit_step`` gives it shardings and donation."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
-from jukebox_jax.train.optimizer import AdamState, update_ema
-from jukebox_jax.train.state import TrainState
+from jukebox_jax.parallel.sharding import replicated
+from jukebox_jax.train.experiment import Experiment
+from jukebox_jax.train.optimizer import AdamState, adam, update_ema
+from jukebox_jax.train.state import TrainState, shardings
 
 Loss = Callable[..., tuple[jax.Array, tuple[dict[str, jax.Array], Any]]]
 
@@ -55,6 +58,18 @@ def make_step(
         return new, {"loss": value, **metrics, **report}
 
     return step
+
+
+def jit_step(loss: Loss, experiment: Experiment, where: TrainState, mesh: Mesh) -> Any:
+    """The step of an experiment: the state is donated, and the new one lies where the old one did.
+
+    ``where``: the placed abstract state (``state.placed``).
+    """
+    step = make_step(
+        loss, adam(experiment.optimizer), ema_decay=experiment.ema_decay, ema_every=experiment.ema.every,
+        accumulate=experiment.accumulate,
+    )  # fmt: skip
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings(where), replicated(mesh)))
 
 
 def _accumulated(grads_of: Callable, parts: int, state: TrainState, frozen: Any, batch: Any, rng: jax.Array) -> tuple:

@@ -1,0 +1,77 @@
+"""Floating-point operations that a prior's definition asks for: what a compiled program is measured against.
+
+Matrix products of one forward pass, two operations per multiply-add, attention with its full score matrices. Training
+is three times that: recomputed layers are the program's affair.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+
+from jukebox_jax import presets
+from jukebox_jax.models.layers import prime_prefix
+from jukebox_jax.models.pattern import Kind, layer_kinds
+from jukebox_jax.models.prior import Prior
+
+
+def keys_per_query(kind: Kind, t: presets.Transformer, prefix: int = 0, num_lyrics: int = 0) -> int:
+    """Scores per query and head."""
+    blocks = t.num_blocks or 1
+    return {
+        Kind.DENSE: t.length,
+        Kind.BLOCK: t.block_length,
+        Kind.PREVIOUS: t.block_length,
+        Kind.COLUMN: blocks,
+        Kind.SUMMARY: blocks,
+        Kind.SPREAD: blocks * (t.spread or 1),
+        Kind.PRIME: prefix,
+        Kind.LYRICS: num_lyrics,
+    }[kind]
+
+
+def layer_flops(kind: Kind, t: presets.Transformer, prefix: int = 0, num_lyrics: int = 0) -> int:
+    """One layer over one stream of ``t.length`` positions."""
+    projected = num_lyrics if kind is Kind.LYRICS else t.length  # positions that give keys and values
+    attention = 4 * t.length * keys_per_query(kind, t, prefix, num_lyrics) * t.attention_width
+    projections = 4 * t.width * t.attention_width * (t.length + projected)
+    return projections + attention + 4 * t.length * t.width * t.mlp_dim
+
+
+def transformer_flops(t: presets.Transformer, prefix: int = 0, num_lyrics: int = 0) -> int:
+    """All layers over one stream."""
+    return sum(layer_flops(kind, t, prefix, num_lyrics) for kind in layer_kinds(t.pattern, t.depth))
+
+
+def forward_flops(config: presets.Prior) -> int:
+    """One window through the prior, to its loss."""
+    t, lyrics = config.transformer, config.separate_lyrics
+    prefix = prime_prefix(config.merged_lyrics, t.num_blocks)
+    total = transformer_flops(t, prefix, lyrics.num_tokens if lyrics else 0)
+    total += 2 * t.length * t.width * config.vocab_size
+    if lyrics:
+        encoder = lyrics.encoder
+        total += transformer_flops(encoder)
+        total += 2 * lyrics.num_tokens * t.width * (encoder.width + lyrics.vocab_size)
+    return total + _conditioner_flops(config)
+
+
+def train_flops(config: presets.Prior) -> int:
+    """One window forward and backward."""
+    return 3 * forward_flops(config)
+
+
+def _conditioner_flops(config: presets.Prior) -> int:
+    """Convolutions over the codes above; a transposed one works at the length of its input."""
+    if config.conditioner is None:
+        return 0
+    shapes = jax.eval_shape(lambda rng: Prior(config).init(rng, method="initialise"), jax.random.key(0))
+    total = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes["params"]["conditioner"]["upsampler"]):
+        names = [entry.key for entry in path]
+        if names[-1] == "kernel":
+            stage = int(names[0].removeprefix("stage_")) if names[0].startswith("stage_") else 0
+            positions = config.context_length // (config.upsampling or 1) * config.conditioner.stride**stage
+            total += 2 * positions * math.prod(leaf.shape)
+    return total
