@@ -7,11 +7,12 @@ The rules are in ``hlo_bytes`` and ``hlo_loops``.
 
 from __future__ import annotations
 
-import math
 import re
+from functools import partial
 from typing import NamedTuple
 
-from jukebox_jax.certify.hlo_bytes import Bytes, Measure, collective_kind, inner_collectives, traffic
+from jukebox_jax.certify.hlo_bytes import Bytes, Measure, traffic
+from jukebox_jax.certify.hlo_collectives import Collective, collectives
 from jukebox_jax.certify.hlo_flops import FlopCounter
 from jukebox_jax.certify.hlo_loops import Scope, trip_count
 from jukebox_jax.certify.hlo_text import Computation, HloError, Instruction, Module, parse
@@ -45,32 +46,6 @@ class Kernel(NamedTuple):
     logical: Bytes
     hbm: Bytes  # physical, blocks that are read twice included
     vmem: int  # scoped VMEM, bytes
-
-
-class Collective(NamedTuple):
-    """Bytes are of one execution on one device, logical."""
-
-    name: str
-    kind: str
-    executions: int
-    loops: int
-    operand_bytes: int
-    result_bytes: int
-    group_size: int
-    overlapped: bool  # a matrix product, kernel or loop runs between its start and its end
-    op_name: str
-
-    @property
-    def bytes(self) -> int:
-        """Size of the whole array: what is gathered, or what is reduced."""
-        return max(self.operand_bytes, self.result_bytes)
-
-    @property
-    def wire_bytes(self) -> float:
-        """Sent by one device, on a ring."""
-        if self.kind.startswith("collective"):
-            return float(self.operand_bytes)
-        return self.bytes * (self.group_size - 1) / self.group_size * (2 if self.kind == "all-reduce" else 1)
 
 
 class Loop(NamedTuple):
@@ -148,7 +123,8 @@ class _Walk:
                 self.run(Scope(self.module.called(instruction, "to_apply")), executions, loops)
             else:
                 self.operation(scope.computation, instruction, executions, loops)
-        self.collectives += _collectives(self, scope.computation, executions, loops)
+        works = partial(_works, self, scope.computation)
+        self.collectives += collectives(self.module, scope.computation, executions, loops, works)
 
     def branch(self, instruction: Instruction, executions: int, loops: int) -> None:
         names = re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", instruction.attributes)
@@ -188,49 +164,6 @@ class _Walk:
             )  # fmt: skip
 
 
-def _collectives(walk: _Walk, computation: Computation, executions: int, loops: int) -> list[Collective]:
-    """The collectives that a computation executes: one per channel, from its first appearance to its last."""
-    spans: dict[str, list[tuple[int, Instruction, Computation]]] = {}
-    order = list(computation)
-    ends = {name: place for place, i in enumerate(order) if i.opcode.endswith("-done") for name in i.operands}
-    for place, instruction in enumerate(order):
-        own = [instruction] if collective_kind(instruction.opcode) else inner_collectives(walk.module, instruction)
-        for collective in own:
-            where = computation if collective is instruction else _holder(walk.module, instruction, collective)
-            channel = collective.attribute("channel_id") or collective.name
-            spans.setdefault(channel, []).append((place, collective, where))
-            if instruction.name in ends:
-                spans[channel].append((ends[instruction.name], collective, where))
-    found = []
-    for appearances in spans.values():
-        first, collective, where = appearances[0]
-        last = max(place for place, _, _ in appearances)
-        kind = collective_kind(collective.opcode) or ""
-        operand_bytes = sum(s.logical for shapes in where.operand_shapes(collective) for s in shapes)
-        asynchronous = collective.opcode.endswith("-start")
-        result = collective.shapes if not asynchronous or kind == "all-reduce" else collective.shapes[1:2]
-        found.append(
-            Collective(
-                collective.name, kind, executions, loops, operand_bytes, sum(s.logical for s in result),
-                _group_size(collective), any(_works(walk, computation, i) for i in order[first + 1 : last]),
-                collective.op_name,
-            )
-        )  # fmt: skip
-    return found
-
-
-def _holder(module: Module, instruction: Instruction, collective: Instruction) -> Computation:
-    """The (nested) fused computation that holds a collective."""
-    fused = module.called(instruction)
-    if collective.name in fused.instructions:
-        return fused
-    return next(
-        _holder(module, inner, collective)
-        for inner in fused
-        if inner.opcode == "fusion" and collective in inner_collectives(module, inner)
-    )
-
-
 def _works(walk: _Walk, computation: Computation, instruction: Instruction) -> bool:
     """Whether an instruction is worth waiting beside."""
     return (
@@ -238,23 +171,6 @@ def _works(walk: _Walk, computation: Computation, instruction: Instruction) -> b
         or f'"{_KERNEL}"' in instruction.attributes
         or walk.count(computation, instruction) > 0
     )
-
-
-def _group_size(collective: Instruction) -> int:
-    """Devices that take part in one group."""
-    if collective.opcode.startswith("collective-permute"):
-        return len(re.findall(r"\{\d+,\d+\}", collective.attribute("source_target_pairs") or ""))
-    groups = collective.attribute("replica_groups") or ""
-    if found := re.match(r"\[\d+,(\d+)\]<=", groups):
-        return int(found[1])
-    if found := re.match(r"\{\{([\d,]+)\}", groups):
-        return len(found[1].split(","))
-    if found := re.match(r"mesh\[([^\]]*)\] \{([^}]*)\}", groups):
-        axes = dict(re.findall(r"'([^']+)'=(\d+)", found[1]))
-        names = re.findall(r"'([^']+)'", found[2])
-        if names and all(name in axes for name in names) and ":" not in found[2]:
-            return math.prod(int(axes[name]) for name in names)
-    raise HloError(f"{collective.name}: replica groups {groups!r} are not understood")
 
 
 def _donated(module: Module) -> int:

@@ -21,6 +21,7 @@ from jukebox_jax.models import cache as kv_cache
 from jukebox_jax.models.layers import Dtype, Layer
 from jukebox_jax.models.pattern import Kind, locate, segments
 from jukebox_jax.parallel.mesh import platform
+from jukebox_jax.parallel.sharding import constrain, whole
 from jukebox_jax.types import UserError
 
 
@@ -75,7 +76,8 @@ class Transformer(nn.Module):
         """All layers, or only the first ``num_layers``, over a stream of whole blocks."""
 
         def forward(layer, params, x):
-            return jnp.asarray(layer.apply({"params": params}, x, lyrics)), None
+            y = layer.apply({"params": whole(params, self.dtype)}, x, lyrics)
+            return constrain(jnp.asarray(y), "batch", "length", None), None
 
         return self._run(forward, x, num_layers)[0].astype(jnp.float32)
 

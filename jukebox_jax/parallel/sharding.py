@@ -8,6 +8,7 @@ the paths of their parameters behind a prefix, so they follow the same table.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ Logical = tuple[str | None, ...]
 # Logical axis -> mesh axes that shard it.
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
-    "length": (),
+    "length": ("tensor",),  # of the residual stream
     "embed": ("fsdp",),
     "qkv": ("tensor",),
     "heads": ("tensor",),
@@ -43,7 +44,7 @@ PARAMETERS: tuple[tuple[tuple[str, ...], Logical], ...] = (
     (("embedding",), ("vocab", "embed")),
     (("output",), ("vocab", "embed")),
     (("lyrics_output",), ("vocab", "embed")),
-    (("position",), ("length", "embed")),
+    (("position",), (None, "embed")),
     (("labels", "artist"), (None, "embed")),
     (("labels", "genre"), (None, "embed")),
     (("lyrics_projection", "kernel"), (None, "embed")),
@@ -69,8 +70,9 @@ def spec(
     and only the MLP and the vocabulary are sharded over it.
     """
     parts: list[Any] = []
+    manual = mesh.manual_axes if isinstance(mesh, AbstractMesh) else ()
     for axis, size in zip(axes, shape, strict=True):
-        names = [n for n in RULES[axis] if mesh.shape.get(n, 1) > 1] if axis else []
+        names = [n for n in RULES[axis] if mesh.shape.get(n, 1) > 1 and n not in manual] if axis else []
         if axis in ("qkv", "heads") and num_heads is not None and num_heads % mesh.shape.get("tensor", 1):
             names = []
         count = 1
@@ -108,11 +110,94 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def constrain(x: jax.Array, *axes: str | None, num_heads: int | None = None) -> jax.Array:
-    """Pin an activation's sharding to its logical axes; does nothing outside of a mesh (``mesh.use``)."""
+    """Pin an activation's sharding to its logical axes; does nothing outside of a mesh (``mesh.use``).
+
+    Inside ``over_rows`` the rows are there already, and only the ``tensor`` axis is left to pin.
+    """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+    if mesh.empty or mesh.size == 1 or not _free(mesh):
         return x
     return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, mesh, num_heads))
+
+
+def _free(mesh: AbstractMesh) -> set[str]:
+    """Axes that the compiler still partitions by itself."""
+    return set(mesh.axis_names) - set(mesh.manual_axes)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Shard:
+    """This device's part of a parameter (or of a stack of them), inside ``over_rows``; ``whole`` joins the parts."""
+
+    value: jax.Array
+    axis: int = field(metadata=dict(static=True))  # counted from the end
+
+
+def whole(tree: Any, dtype: Any) -> Any:
+    """The tree with every ``Shard`` gathered over ``fsdp`` in ``dtype``; its gradient is reduced and scattered back."""
+
+    def gather(leaf):
+        if not isinstance(leaf, Shard):
+            return leaf
+        value = leaf.value.astype(dtype)
+        return jax.lax.all_gather(value, "fsdp", axis=value.ndim + leaf.axis, tiled=True)
+
+    return jax.tree.map(gather, tree, is_leaf=lambda leaf: isinstance(leaf, Shard))
+
+
+def over_rows(mean: Callable[[Any, Any], Any], params: Any, batch: Any, num_heads: int | None = None) -> Any:
+    """``mean(params, batch)``, each device working on its own rows of the batch; the results are averaged.
+
+    The compiler's own partitioning sums the gradient of every weight on all devices before it keeps a part, or keeps
+    far too many activations. Here collectives are as written: stacked layers arrive as ``Shard``s, to be gathered by
+    ``whole`` one at a time; the rest arrive whole. Heads and hidden units (``tensor``) are left to the compiler.
+    Without a mesh, or with one row group, this is ``mean`` itself.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.shape["data"] * mesh.shape["fsdp"] == 1:
+        return mean(params, batch)
+    names = {"data", "fsdp"} if mesh.shape["tensor"] > 1 else set(mesh.axis_names)
+
+    def place(path, x) -> PartitionSpec:
+        path = tuple(_name(entry) for entry in path)
+        full = spec(logical(path, x.ndim), x.shape, mesh, num_heads)
+        return PartitionSpec(*("fsdp" if part == "fsdp" else None for part in full))
+
+    places = jax.tree_util.tree_map_with_path(place, params)
+
+    def local(params, batch):
+        def arrive(path, x, spec):
+            if "fsdp" not in spec:
+                return x
+            shard = Shard(x, tuple(spec).index("fsdp") - x.ndim)
+            stacked = logical(tuple(_name(entry) for entry in path), x.ndim)[0] == "layers"
+            return shard if stacked else whole(shard, x.dtype)
+
+        params = jax.tree_util.tree_map_with_path(arrive, params, places)
+        return jax.tree.map(lambda x: jax.lax.pmean(x, ("data", "fsdp")), mean(params, batch))
+
+    rows = PartitionSpec(("data", "fsdp"))
+    run = jax.shard_map(local, in_specs=(places, rows), out_specs=PartitionSpec(), axis_names=names, check_vma=False)
+    return run(params, batch)
+
+
+def per_device(attention: Callable, num_heads: int, *operands: jax.Array) -> jax.Array:
+    """``attention(*operands, num_heads)`` on each device's rows and heads: kernels cannot be partitioned otherwise.
+
+    Operands and result are ``b t S``; heads that ``tensor`` does not divide stay together, on every device alike.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    free = set() if mesh.empty else _free(mesh)
+    if not free or mesh.size == 1:
+        return attention(*operands, num_heads)
+    place = spec(("batch", None, "heads"), operands[0].shape, mesh, num_heads)
+    parts = mesh.shape["tensor"] if "tensor" in place else 1
+    run = jax.shard_map(
+        lambda *operands: attention(*operands, num_heads // parts),
+        in_specs=(place,) * len(operands), out_specs=place, axis_names=free, check_vma=False,
+    )  # fmt: skip
+    return run(*operands)
 
 
 def map_with_shardings(init: Callable, mesh: Mesh, *args: Any, num_heads: int | None = None) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -89,9 +90,15 @@ class Experiment:
         """Heads of a prior's transformer."""
         return self.model.transformer.num_heads if isinstance(self.model, presets.Prior) else None
 
-    def check_batch(self, mesh: Mesh) -> int:
-        """How many devices share a batch; raises ``UserError`` unless they divide it."""
-        shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    def check_mesh(self, mesh: Mesh) -> int:
+        """How many devices share a batch; raises ``UserError`` unless they divide it, and ``fsdp`` the width."""
+        shards, fsdp = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["fsdp"]
+        width = self.model.transformer.width if isinstance(self.model, presets.Prior) else fsdp
+        if width % fsdp:
+            raise UserError(
+                f"config.mesh.fsdp={fsdp} does not divide the width {width}, so every device would hold all weights:"
+                f" use {math.gcd(width, fsdp)}, and -1 for config.mesh.data"
+            )
         if self.batch_size % (shards * self.accumulate):
             parts = f" in {self.accumulate} parts" if self.accumulate > 1 else ""
             raise UserError(

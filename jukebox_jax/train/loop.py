@@ -41,7 +41,7 @@ def train(experiment: Experiment, workdir: Path, sampler: reports.Sampler | None
     inputs = open_inputs(experiment, vqvae.sample_rate)
     experiment = dataclasses.replace(experiment, model=inputs.model)
     directory = workdir / "train" / experiment.component
-    at_once = experiment.check_batch(mesh)
+    at_once = experiment.check_mesh(mesh)
     with use(mesh):
         task = make_task(experiment, vqvae, workdir, mesh, at_once)
         transform = adam(experiment.optimizer)

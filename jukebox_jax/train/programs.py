@@ -30,7 +30,7 @@ def train_program(experiment: Experiment, mesh: Mesh) -> Program:
     Raises:
         UserError: the mesh does not divide the batch.
     """
-    experiment.check_batch(mesh)
+    experiment.check_mesh(mesh)
     model, rows = experiment.model, experiment.batch_size
     with use(mesh):
         task, frozen = _task(experiment)

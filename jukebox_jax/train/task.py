@@ -14,6 +14,7 @@ from jukebox_jax import presets
 from jukebox_jax.models.prior import Prior
 from jukebox_jax.models.vqvae import VQVAE
 from jukebox_jax.models.vqvae_loss import Bandwidth, vqvae_loss
+from jukebox_jax.parallel.sharding import over_rows
 
 
 class Task(NamedTuple):
@@ -82,8 +83,12 @@ def prior_task(
     def loss(params: Any, model_state: Any, frozen: Any, batch: Mapping[str, jax.Array], rng: jax.Array | None):
         del rng  # no dropout in any released prior
         batch = with_codes(config, vqvae, frozen, batch, at_once)
-        inputs = batch["codes"], batch.get("y"), batch.get("upper_codes")
-        value, metrics = cast(Any, model.apply({"params": params}, *inputs, method="loss"))
+
+        def mean(params: Any, batch: Mapping[str, jax.Array]) -> Any:
+            inputs = batch["codes"], batch.get("y"), batch.get("upper_codes")
+            return model.apply({"params": params}, *inputs, method="loss")
+
+        value, metrics = over_rows(mean, params, batch, config.transformer.num_heads)
         return value, (metrics, model_state)
 
     return Task(init, loss, vqvae_variables)

@@ -60,6 +60,25 @@ def test_gathered_weights():
     assert (loss.loops, loss.bytes, loss.wire_bytes) == (0, 4, 7)
 
 
+def test_gathered_and_scattered_weights():
+    """Six layers [4096 2400] x [2400 4800] and back, and their gradients, under shard_map: channels are shared."""
+    program = golden("scatters")
+    product, weight = 2 * 4096 * 2400 * 4800, 2400 * 4800 * 2
+    assert program.flops == 6 * 8 * product  # forward, once more for the backward pass, and four there
+    gathers = [c for c in program.collectives if c.kind == "all-gather"]
+    assert [(c.executions, c.loops, c.operand_bytes, c.result_bytes) for c in gathers] == [
+        (6, 1, weight // 8, weight)
+    ] * 4
+    assert sorted(c.overlapped for c in gathers) == [False, False, True, True]
+    scatters = [c for c in program.collectives if c.kind == "reduce-scatter"]
+    # Rows are padded to whole tiles on each device: 8 x 320 for 2400, 8 x 640 for 4800.
+    assert sorted((c.executions, c.operand_bytes, c.result_bytes) for c in scatters) == [
+        (6, 2560 * 4800 * 2, 320 * 4800 * 2), (6, 5120 * 2400 * 2, 640 * 2400 * 2)
+    ]  # fmt: skip
+    assert scatters[0].wire_bytes == 7 / 8 * scatters[0].bytes
+    assert program.collective_bytes("all-reduce", in_loop=True) == 0
+
+
 def test_windowed_product():
     """A gather turned into a loop of permutes whose counter moves by two: the FLOPs prove the trip count."""
     program = golden("windowed")

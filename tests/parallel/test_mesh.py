@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
 from jukebox_jax import presets
 from jukebox_jax.models.prior import Prior
 from jukebox_jax.parallel.mesh import initialize, make_mesh, use
-from jukebox_jax.parallel.sharding import constrain, map_with_shardings, shardings_of
+from jukebox_jax.parallel.sharding import constrain, map_with_shardings, over_rows, replicated, shardings_of, whole
 from jukebox_jax.types import UserError
 
 
@@ -62,8 +63,39 @@ def test_constrain_follows_the_mesh_in_use():
     assert constrain(x, "batch", "length", "embed") is x
     mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
     with use(mesh):
-        y = jax.jit(lambda x: constrain(x, "batch", "length", "mlp"))(x)
-    assert y.sharding.spec == P(("data", "fsdp"), None, "tensor")
+        hidden = jax.jit(lambda x: constrain(x, "batch", None, "mlp"))(x)
+        stream = jax.jit(lambda x: constrain(x, "batch", "length", None))(x)
+    assert hidden.sharding.spec == P(("data", "fsdp"), None, "tensor")
+    assert stream.sharding.spec == P(("data", "fsdp"), "tensor")
+
+
+@pytest.mark.parametrize("shape", [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"data": 8}, {"tensor": 8}])
+def test_means_over_rows_gather_weights_and_scatter_gradients(shape):
+    """A stack of two layers and a table: the mean and its gradients of one device, each gradient in its place."""
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(rng.normal(0, 1, shape), jnp.float32)  # noqa: E731
+    params = {"segment": {"mlp": {"in": {"kernel": draw(2, 16, 16), "bias": draw(2, 16)}}}, "embedding": draw(8, 16)}
+    tokens = jnp.asarray(rng.integers(0, 8, (8, 3)))
+
+    def mean(params, tokens):
+        x = params["embedding"][tokens]
+        for i in range(2):
+            layer = whole(jax.tree.map(lambda p, i=i: p[i], params["segment"]["mlp"]["in"]), jnp.float32)
+            x = jnp.sin(constrain(x @ layer["kernel"] + layer["bias"][None, None], "batch", None, "mlp"))
+        return jnp.mean(x**2)
+
+    mesh = make_mesh(shape)
+    places = shardings_of(params, mesh)
+    gradient = jax.value_and_grad(lambda p, t: over_rows(mean, p, t))
+    with use(mesh):
+        where = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), params, places)
+        lowered = jax.jit(gradient, out_shardings=(replicated(mesh), places)).lower(where, tokens)
+        value, gradients = lowered.compile()(jax.device_put(params, places), tokens)
+    expected = jax.value_and_grad(mean)(params, tokens)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), (value, gradients), expected)
+    text = lowered.as_text()
+    found = [text.count(f'"stablehlo.{kind}"(') for kind in ("all_gather", "reduce_scatter")]
+    assert found == [3 if mesh.shape["fsdp"] > 1 else 0] * 2
 
 
 def test_meshes_that_do_not_fit_are_refused():

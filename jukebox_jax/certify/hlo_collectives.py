@@ -1,0 +1,177 @@
+"""The collectives of optimised HLO: which there are, what they move, and whether work goes on beside them.
+
+A synchronous one is one instruction. An asynchronous one is a start and a done, or, for those that the TPU compiler
+mixes into matrix products, a chain of fusions from ``AsyncCollectiveStart`` on, each reading what the last one made.
+Channel ids tell nothing: collectives of ``shard_map`` share one. An all-reduce of which a fusion keeps one
+slice per device (``all-reduce-scatter``) is how this compiler writes a reduce-scatter, and is reported as that.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+from jukebox_jax.certify.hlo_bytes import collective_kind, inner_collectives
+from jukebox_jax.certify.hlo_text import Computation, HloError, Instruction, Module
+
+_START = "AsyncCollectiveStart"
+_PASSED_ON = ("get-tuple-element", "bitcast", "tuple", "opt-barrier", "copy")
+
+
+class Collective(NamedTuple):
+    """Bytes are of one execution on one device, logical."""
+
+    name: str
+    kind: str
+    executions: int
+    loops: int
+    operand_bytes: int
+    result_bytes: int
+    group_size: int
+    overlapped: bool  # a matrix product, kernel or loop runs between its start and its end
+    op_name: str
+
+    @property
+    def bytes(self) -> int:
+        """Size of the whole array: what is gathered, or what is reduced."""
+        return max(self.operand_bytes, self.result_bytes)
+
+    @property
+    def wire_bytes(self) -> float:
+        """Sent by one device, on a ring."""
+        if self.kind.startswith("collective"):
+            return float(self.operand_bytes)
+        return self.bytes * (self.group_size - 1) / self.group_size * (2 if self.kind == "all-reduce" else 1)
+
+
+class _Span(NamedTuple):
+    """A collective and the computation that holds it; its places in the order of execution; who made its buffers."""
+
+    collective: Instruction
+    holder: Computation
+    places: list[int]
+    chain: set[str]
+
+
+def collectives(
+    module: Module, computation: Computation, executions: int, loops: int, works: Callable[[Instruction], bool]
+) -> list[Collective]:
+    """Those that a computation executes itself. ``works``: whether an instruction is worth waiting beside."""
+    order, spans = list(computation), []
+    for place, instruction in enumerate(order):
+        if instruction.opcode.endswith("-done"):
+            for span in spans:
+                if span.chain & set(instruction.operands):
+                    span.places.append(place)
+        elif collective_kind(instruction.opcode):
+            started = {instruction.name} if instruction.opcode.endswith("-start") else set()
+            spans.append(_Span(instruction, computation, [place], started))
+        else:
+            _fused(module, computation, instruction, place, spans)
+    found = []
+    for span in spans:
+        first, last = span.places[0], span.places[-1]
+        busy = any(works(i) for i in order[first + 1 : last])
+        found.append(_describe(span, executions, loops, busy))
+    return found
+
+
+def _fused(module: Module, computation: Computation, instruction: Instruction, place: int, spans: list[_Span]) -> None:
+    """Note the collectives in a fusion: parts of open chains, or new ones."""
+    taken: list[_Span] = []
+    for collective in inner_collectives(module, instruction):
+        sources = _sources(computation, instruction)
+        chain = next(
+            (s for s in spans if s not in taken and s.chain & sources and _same(s.collective, collective)), None
+        )
+        if chain is None:
+            begins = instruction.opcode == "async-start" or _begins(module, instruction)
+            chain = _Span(collective, _holder(module, instruction, collective), [], set())
+            if begins:
+                chain.chain.add(instruction.name)
+            spans.append(chain)
+        else:
+            chain.chain.add(instruction.name)
+        chain.places.append(place)
+        taken.append(chain)
+
+
+def _same(x: Instruction, y: Instruction) -> bool:
+    """Whether two appearances can be of one collective: memory spaces and layouts may differ."""
+    dims = lambda i: [(s.dtype, s.dims) for s in i.shapes]  # noqa: E731
+    return x.opcode == y.opcode and x.attribute("channel_id") == y.attribute("channel_id") and dims(x) == dims(y)
+
+
+def _begins(module: Module, instruction: Instruction) -> bool:
+    if instruction.opcode != "fusion":
+        return _START in instruction.attributes
+    return any(_begins(module, inner) for inner in module.called(instruction))
+
+
+def _sources(computation: Computation, instruction: Instruction) -> set[str]:
+    """Instructions whose results an instruction reads, passed on or not."""
+    found: set[str] = set()
+    for name in instruction.operands:
+        while name in computation.instructions and computation[name].opcode in _PASSED_ON:
+            found.add(name)
+            if not computation[name].operands:
+                break
+            name = computation[name].operands[0]
+        found.add(name)
+    return found
+
+
+def _describe(span: _Span, executions: int, loops: int, overlapped: bool) -> Collective:
+    collective, holder = span.collective, span.holder
+    kind = collective_kind(collective.opcode) or ""
+    result = collective.shapes
+    if collective.opcode.endswith("-start") and kind != "all-reduce":
+        result = result[1:2]
+    operand_bytes = sum(s.logical for shapes in holder.operand_shapes(collective) for s in shapes)
+    result_bytes, size = sum(s.logical for s in result), _group_size(collective)
+    if kind == "all-reduce" and _scattered(holder, collective, size):
+        kind, result_bytes = "reduce-scatter", result_bytes // size
+    return Collective(
+        collective.name, kind, executions, loops, operand_bytes, result_bytes, size, overlapped, collective.op_name
+    )
+
+
+def _scattered(holder: Computation, collective: Instruction, size: int) -> bool:
+    """Whether a fusion keeps no more of an all-reduce than one device's slice."""
+    root = holder.root
+    return (
+        root.opcode == "dynamic-slice"
+        and root.operands[0] == collective.name
+        and math.prod(root.shapes[0].dims) * size == math.prod(collective.shapes[0].dims)
+    )
+
+
+def _holder(module: Module, instruction: Instruction, collective: Instruction) -> Computation:
+    """The (nested) fused computation that holds a collective."""
+    fused = module.called(instruction)
+    if collective.name in fused.instructions:
+        return fused
+    return next(
+        _holder(module, inner, collective)
+        for inner in fused
+        if inner.opcode == "fusion" and collective in inner_collectives(module, inner)
+    )
+
+
+def _group_size(collective: Instruction) -> int:
+    """Devices that take part in one group."""
+    if collective.opcode.startswith("collective-permute"):
+        return len(re.findall(r"\{\d+,\d+\}", collective.attribute("source_target_pairs") or ""))
+    groups = collective.attribute("replica_groups") or ""
+    if found := re.match(r"\[\d+,(\d+)\]<=", groups):
+        return int(found[1])
+    if found := re.match(r"\{\{([\d,]+)\}", groups):
+        return len(found[1].split(","))
+    if found := re.match(r"mesh\[([^\]]*)\] \{([^}]*)\}", groups):
+        axes = dict(re.findall(r"'([^']+)'=(\d+)", found[1]))
+        names = re.findall(r"'([^']+)'", found[2])
+        if names and all(name in axes for name in names) and ":" not in found[2]:
+            return math.prod(int(axes[name]) for name in names)
+    raise HloError(f"{collective.name}: replica groups {groups!r} are not understood")
