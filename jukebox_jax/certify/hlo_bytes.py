@@ -88,6 +88,9 @@ def traffic(module: Module, computation: Computation, instruction: Instruction, 
         return _fusion(module, instruction, operands, measure)
     if opcode.endswith("-start"):
         return _start(module, instruction, operands, measure)
+    if opcode in ("send", "recv"):  # (buffer, context, token)
+        moved = measure.there(instruction.shapes[:1])
+        return Bytes(moved, 0) if opcode == "send" else Bytes(0, moved)
     if opcode in _SLICES:
         indices = sum(map(measure.there, operands[1:]))
         return Bytes(measure.part(instruction, operands[0]) + indices, measure.there(instruction.shapes))

@@ -3,7 +3,8 @@
 A synchronous one is one instruction. An asynchronous one is a start and a done, or, for those that the TPU compiler
 mixes into matrix products, a chain of fusions from ``AsyncCollectiveStart`` on, each reading what the last one made.
 Channel ids tell nothing: collectives of ``shard_map`` share one. An all-reduce of which a fusion keeps one
-slice per device (``all-reduce-scatter``) is how this compiler writes a reduce-scatter, and is reported as that.
+slice per device (``all-reduce-scatter``) is how this compiler writes a reduce-scatter, and is reported as that. Between
+slices of a pod, a collective is a send and a receive of the host.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class Collective(NamedTuple):
     result_bytes: int
     group_size: int
     overlapped: bool  # a matrix product, kernel or loop runs between its start and its end
-    op_name: str
+    op_name: str  # the compiler often drops it: then that of a product that runs beside it
+    between_slices: bool = False  # over the data-centre network
 
     @property
     def bytes(self) -> int:
@@ -60,22 +62,66 @@ def collectives(
 ) -> list[Collective]:
     """Those that a computation executes itself. ``works``: whether an instruction is worth waiting beside."""
     order, spans = list(computation), []
+    beside = _op_name(module, computation)
+    found = []
     for place, instruction in enumerate(order):
         if instruction.opcode.endswith("-done"):
             for span in spans:
                 if span.chain & set(instruction.operands):
                     span.places.append(place)
+        elif instruction.opcode == "send" and "megascale" in instruction.attributes:
+            last = _arrival(order, instruction)
+            busy = any(works(i) for i in order[place + 1 : last])
+            found.append(_between_slices(instruction, executions, loops, busy, beside))
         elif collective_kind(instruction.opcode):
             started = {instruction.name} if instruction.opcode.endswith("-start") else set()
             spans.append(_Span(instruction, computation, [place], started))
         else:
             _fused(module, computation, instruction, place, spans)
-    found = []
     for span in spans:
         first, last = span.places[0], span.places[-1]
         busy = any(works(i) for i in order[first + 1 : last])
-        found.append(_describe(span, executions, loops, busy))
+        found.append(_describe(span, executions, loops, busy, beside))
     return found
+
+
+def _op_name(module: Module, computation: Computation) -> str:
+    """The JAX operation of the matrix products that run here: a gradient's if there is one."""
+    first = ""
+    for instruction in computation:
+        if instruction.opcode == "fusion":
+            name = _op_name(module, module.called(instruction))
+        elif instruction.opcode in ("dot", "convolution"):
+            name = instruction.op_name
+        else:
+            continue
+        if "transpose(" in name:
+            return name
+        first = first or name
+    return first
+
+
+def _megascale(instruction: Instruction, key: str) -> str:
+    found = re.search(rf'_xla_{key}="([^"]*)"', instruction.attributes)
+    return found[1] if found else ""
+
+
+def _arrival(order: list[Instruction], send: Instruction) -> int:
+    """The place of the done of the receive that answers a send."""
+    meeting = _megascale(send, "host_transfer_rendezvous")
+    received = {i.name for i in order if i.opcode == "recv" and _megascale(i, "host_transfer_rendezvous") == meeting}
+    return next(p for p, i in enumerate(order) if i.opcode == "recv-done" and received & set(i.operands))
+
+
+def _between_slices(send: Instruction, executions: int, loops: int, overlapped: bool, beside: str) -> Collective:
+    """``_xla_megascale_target="{1,2}x{0:7}"``: slices 1 and 2, devices 0 to 7 of each."""
+    kind = _megascale(send, "megascale_transfer_type").lower().replace("_", "-")
+    target = re.match(r"\{([\d,]+)\}x", _megascale(send, "megascale_target"))
+    if not kind or not target:
+        raise HloError(f"{send.name}: a transfer between slices that is not understood")
+    size, slices = send.shapes[0].logical, len(target[1].split(","))
+    op_name = send.op_name or beside
+    return Collective(send.name, kind, executions, loops, size, size, slices, overlapped, op_name, True)
 
 
 def _fused(module: Module, computation: Computation, instruction: Instruction, place: int, spans: list[_Span]) -> None:
@@ -123,7 +169,7 @@ def _sources(computation: Computation, instruction: Instruction) -> set[str]:
     return found
 
 
-def _describe(span: _Span, executions: int, loops: int, overlapped: bool) -> Collective:
+def _describe(span: _Span, executions: int, loops: int, overlapped: bool, beside: str) -> Collective:
     collective, holder = span.collective, span.holder
     kind = collective_kind(collective.opcode) or ""
     result = collective.shapes
@@ -134,8 +180,9 @@ def _describe(span: _Span, executions: int, loops: int, overlapped: bool) -> Col
     if kind == "all-reduce" and _scattered(holder, collective, size):
         kind, result_bytes = "reduce-scatter", result_bytes // size
     return Collective(
-        collective.name, kind, executions, loops, operand_bytes, result_bytes, size, overlapped, collective.op_name
-    )
+        collective.name, kind, executions, loops, operand_bytes, result_bytes, size, overlapped,
+        collective.op_name or beside,
+    )  # fmt: skip
 
 
 def _scattered(holder: Computation, collective: Instruction, size: int) -> bool:

@@ -1,4 +1,4 @@
-"""Floating-point operations that a prior's definition asks for: what a compiled program is measured against.
+"""Floating-point operations that a model's definition asks for: what a compiled program is measured against.
 
 Matrix products of one forward pass, two operations per multiply-add, attention with its full score matrices. Training
 is three times that: recomputed layers are the program's affair.
@@ -14,6 +14,7 @@ from jukebox_jax import presets
 from jukebox_jax.models.layers import prime_prefix
 from jukebox_jax.models.pattern import Kind, layer_kinds
 from jukebox_jax.models.prior import Prior
+from jukebox_jax.models.vqvae import VQVAE
 
 
 def keys_per_query(kind: Kind, t: presets.Transformer, prefix: int = 0, num_lyrics: int = 0) -> int:
@@ -75,3 +76,27 @@ def _conditioner_flops(config: presets.Prior) -> int:
             positions = config.context_length // (config.upsampling or 1) * config.conditioner.stride**stage
             total += 2 * positions * math.prod(leaf.shape)
     return total
+
+
+def vqvae_flops(config: presets.VQVAE, samples: int, levels: tuple[int, ...] | None = None) -> dict[str, int]:
+    """Of one window through the given levels (None: all): convolutions of ``encoder`` and ``decoder``, and the
+    ``distances`` to the codebook."""
+    found = {"encoder": 0, "decoder": 0, "distances": 0}
+    model = VQVAE(config)
+    variables = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, samples, 1), "float32"))
+    for level in range(config.levels) if levels is None else levels:
+        codes = samples // config.hop_lengths[level]
+        for part, length in (("encoder", samples), ("decoder", codes)):
+            stack = jax.eval_shape(lambda v, part=part, level=level: model.apply(v, level, method=part), variables)
+            for layer, arrays in stack:
+                positions = length if layer.kind == "up" else length // layer.down  # a transposed one: of its input
+                found[part] += sum(2 * positions * math.prod(a.shape) for a in arrays if len(a.shape) == 3)
+                length = length * layer.up // layer.down
+        found["distances"] += 2 * codes * config.codebook_dim * config.codebook_size
+    return found
+
+
+def vqvae_train_flops(config: presets.VQVAE, samples: int) -> int:
+    """One window forward and backward through every level; the losses' Fourier transforms do not count."""
+    one = vqvae_flops(config, samples)
+    return 3 * (one["encoder"] + one["decoder"]) + one["distances"]

@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh
 
 from jukebox_jax.types import UserError
 
@@ -63,18 +63,31 @@ def make_mesh(shape: dict[str, int] | None = None, devices: Sequence[Any] | None
         UserError: the sizes do not multiply to the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
+    sizes = list(axis_sizes(shape, len(devices)).values())
+    return Mesh(_arrange(devices, sizes, num_slices), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def axis_sizes(shape: Mapping[str, int] | None, count: int) -> dict[str, int]:
+    """Sizes of all three axes for ``count`` devices; see ``make_mesh``."""
     shape = {"fsdp": -1} if shape is None else dict(shape)
     unknown = set(shape) - set(AXES)
     if unknown:
         raise UserError(f"unknown mesh axis {sorted(unknown)[0]!r}: allowed are {', '.join(AXES)}")
     sizes = [int(shape.get(axis, 1)) for axis in AXES]
     rest = math.prod(s for s in sizes if s != -1)
-    if sizes.count(-1) == 1 and rest > 0 and len(devices) % rest == 0:
-        sizes = [len(devices) // rest if s == -1 else s for s in sizes]
-    if -1 in sizes or math.prod(sizes) != len(devices):
+    if sizes.count(-1) == 1 and rest > 0 and count % rest == 0:
+        sizes = [count // rest if s == -1 else s for s in sizes]
+    if min(sizes) < 1 or math.prod(sizes) != count:
         wanted = " x ".join(f"{a}={s}" for a, s in zip(AXES, sizes, strict=True))
-        raise UserError(f"mesh {wanted} does not fit {len(devices)} devices: the sizes must multiply to {len(devices)}")
-    return Mesh(_arrange(devices, sizes, num_slices), AXES, axis_types=(AxisType.Auto,) * 3)
+        raise UserError(f"mesh {wanted} does not fit {count} devices: the sizes must multiply to {count}")
+    return dict(zip(AXES, sizes, strict=True))
+
+
+def abstract_mesh(shape: Mapping[str, int] | None, count: int, platform: str) -> AbstractMesh:
+    """A mesh of ``count`` devices of a platform that jax need not know here: enough to lower a program."""
+    device = AbstractDevice(device_kind=platform, num_cores=None, platform=platform)
+    sizes = tuple(axis_sizes(shape, count).values())
+    return AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, abstract_device=device)
 
 
 def _arrange(devices: list, sizes: list[int], num_slices: int) -> np.ndarray:
@@ -93,9 +106,9 @@ def _arrange(devices: list, sizes: list[int], num_slices: int) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def use(mesh: Mesh):
-    """Make ``mesh`` the one that ``sharding.constrain`` speaks of."""
-    with jax.set_mesh(mesh):
+def use(mesh: Mesh | AbstractMesh):
+    """Make ``mesh`` the one that ``sharding.constrain`` speaks of. An abstract one is enough to trace and lower."""
+    with jax.set_mesh(mesh) if isinstance(mesh, Mesh) else jax.sharding.use_abstract_mesh(mesh):
         yield mesh
 
 
