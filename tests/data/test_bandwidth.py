@@ -10,7 +10,7 @@ import pytest
 from jukebox_jax.data import bandwidth
 from jukebox_jax.data.items import AudioItems
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "bandwidth" / "data.npz"
+GOLDEN = Path(__file__).parents[1] / "golden" / "audio_losses" / "data.npz"
 
 
 class Fake:
