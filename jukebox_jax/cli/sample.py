@@ -68,6 +68,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                      " of the probability (default: 0, all)")  # fmt: skip
     how.add_argument("--hop_fraction", type=_list(float), help="how far a window moves, in contexts (default: 0.5, and"
                      " 0.125 at the top)")  # fmt: skip
+    how.add_argument("--order", default="levels", help="levels (one after the other, default) or wavefront (all in"
+                     " memory, each window as soon as it can be drawn): the same codes")  # fmt: skip
+    how.add_argument("--fast", type=int, nargs="?", const=8, default=1, metavar="SEGMENTS", help="approximate: draw"
+                     " the levels below the top in so many parts side by side (default: 8 if given) and their seams"
+                     " again; run.json says how likely the seams are")  # fmt: skip
     how.add_argument("--max_batch_size", type=_list(int), default=[16], help="items drawn together (default: 16)")
 
 
@@ -83,7 +88,7 @@ def main(args: argparse.Namespace) -> int:
         codes=args.codes, items=args.items, audio=[path for path in (args.audio or "").split(",") if path],
         prompt_seconds=args.prompt_seconds, prompt_offset=args.prompt_offset, seed=args.seed, levels=args.levels,
         temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, hop_fraction=args.hop_fraction,
-        max_batch_size=args.max_batch_size, drop_characters=args.drop_characters,
+        max_batch_size=args.max_batch_size, drop_characters=args.drop_characters, order=args.order, segments=args.fast,
     )  # fmt: skip
     known = [codes.shape[1] for codes in start]
     requests.check(source, request, known)

@@ -43,6 +43,8 @@ def prepare(
     hop_fraction: Sequence[float] | None = None,
     max_batch_size: Sequence[int] = (16,),
     drop_characters: bool = False,
+    order: str = "levels",
+    segments: int = 1,
 ) -> tuple[prompts.Codes, Request]:
     """Starting codes and request of a mode; the arguments are those of ``jukebox sample``.
 
@@ -88,6 +90,8 @@ def prepare(
         batch_sizes=per_level("--max_batch_size", max_batch_size, count),
         seed=seed,
         items=items,
+        order=order,
+        segments=segments,
     )
     if min(request.batch_sizes) < 1:
         raise UserError(f"--max_batch_size={min(request.batch_sizes)} must be 1 or more")

@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 from jukebox_jax.ops.logits import Settings
 from jukebox_jax.sample import windows
 from jukebox_jax.sample.source import Source
-from jukebox_jax.types import UserError
+from jukebox_jax.types import UserError, choose
 
 T = TypeVar("T")
 MODES = ("ancestral", "continue", "upsample", "primed")
+ORDERS = ("levels", "wavefront")
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Request:
       hop_fractions, settings, batch_sizes: per level, bottom first.
       seed, items: item ``i`` of a level is drawn from a key made of seed, ``items[i]`` and level.
       compat: what the original does where spec/quirks.md B says to fix it.
+      order: one level after the other, or each window as soon as it can be drawn; the codes are the same.
+      segments: more than 1: an upsampled level is drawn in so many parts side by side, approximately (fast.py).
     """
 
     metas: tuple[Mapping[str, Any], ...]
@@ -39,8 +42,14 @@ class Request:
     seed: int = 0
     items: tuple[int, ...] = ()
     compat: bool = False
+    order: str = "levels"
+    segments: int = 1
 
     def __post_init__(self) -> None:
+        choose("order", self.order, ORDERS)
+        if self.segments < 1 or self.segments > 1 and self.order != "levels":
+            raise UserError(f"{self.segments} segments with order {self.order!r}: --fast takes 1 or more, and draws"
+                            " one level after the other")  # fmt: skip
         if not self.items:
             object.__setattr__(self, "items", tuple(range(len(self.metas))))
         if len(self.items) != len(self.metas) or not self.metas:

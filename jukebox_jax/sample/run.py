@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import Int32
 from tqdm import tqdm
 
-from jukebox_jax.sample import align, prompts, record, report, sampler, spectrogram, stream
+from jukebox_jax.sample import align, fast, prompts, record, report, sampler, spectrogram, stream
 from jukebox_jax.sample.request import Request
 from jukebox_jax.sample.source import Source
 from jukebox_jax.sample.tape import Tape
@@ -65,6 +65,8 @@ def generate(
     """
     run = _open(source, request, out, start, about, overwrite)
     try:
+        if request.order == "wavefront":
+            _draw_wavefront(run)
         for level in request.levels:
             _draw(run, level)
             if "decode_seconds" not in run.stats(level):
@@ -121,10 +123,35 @@ def _draw(run: Run, level: int) -> None:
         return
     try:
         with progress(f"level {level}", new, new * hop / rate / tape.items) as bar:
-            sampler.sample_level(run.source, run.request, level, run.tapes, bar.update)
+            if run.request.segments > 1:
+                seams = fast.sample_level(run.source, run.request, level, run.tapes, bar.update)
+                if seams:
+                    stats["seams"] = seams._asdict()
+                    bar.write(f"level {level}: {seams.segments} segments; {seams.seam_bits:.3f} bits per code behind"
+                              f" their seams, {seams.serial_bits:.3f} elsewhere")  # fmt: skip
+            else:
+                sampler.sample_level(run.source, run.request, level, run.tapes, bar.update)
     finally:
         stats["draw_seconds"] += time.perf_counter() - began
         stats["drawn_codes"] += int(tape.lengths.sum()) - before
+
+
+def _draw_wavefront(run: Run) -> None:
+    """All levels, each window as soon as the codes above it are there."""
+    source, levels, rate = run.source, run.request.levels, run.source.vqvae.sample_rate
+    before = {level: int(run.tapes[level].lengths.sum()) for level in levels}
+    plans = {level: sampler.missing(source, run.request, level, run.tapes) for level in levels}
+    new = {level: sum(w.end - w.given for plan in plans[level].values() for w in plan) for level in levels}
+    seconds: dict[int, float] = {}
+    try:
+        with progress("all levels", sum(new.values()), run.request.length / rate) as bar:
+            sampler.wavefront(source, run.request, run.tapes, bar.update, seconds)
+    finally:
+        for level in levels:
+            stats = run.stats(level)
+            stats["windows"] = max(stats.get("windows", 0), *map(len, plans[level].values()))
+            stats["draw_seconds"] += seconds.get(level, 0.0)
+            stats["drawn_codes"] += int(run.tapes[level].lengths.sum()) - before[level]
 
 
 def decode_level(run: Run, level: int) -> None:

@@ -7,6 +7,7 @@ gets depends on its own key, labels and codes only.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -38,11 +39,18 @@ def sample_level(
     return draw_windows(source, request, level, tapes, plans, on_step) if any(plans.values()) else 0
 
 
-def wavefront(source: Source, request: Request, tapes: Sequence[Tape], on_step: OnStep = lambda codes: None) -> int:
+def wavefront(
+    source: Source,
+    request: Request,
+    tapes: Sequence[Tape],
+    on_step: OnStep = lambda codes: None,
+    seconds: dict[int, float] | None = None,
+) -> int:
     """The codes of ``sample``, with every level in memory and windows drawn as soon as the codes above them are there.
 
     Of the levels that can go on, the one with the most rows in its next batch does, so that songs that stand at
-    different places wait for each other; then the lowest, so that the beginning is finished first.
+    different places wait for each other; then the lowest, so that the beginning is finished first. ``seconds`` gets
+    the time spent per level. Returns the decode steps taken.
     """
     plans = {level: missing(source, request, level, tapes) for level in request.levels}
     levels = [
@@ -51,7 +59,10 @@ def wavefront(source: Source, request: Request, tapes: Sequence[Tape], on_step: 
     while waiting := [level for level in levels if level.queues]:
         batches = [(len(level.next_batch(ready=True)), -level.level, level) for level in waiting]
         size, _, level = max(batches, key=lambda batch: batch[:2])
+        began = time.perf_counter()
         level.draw(level.next_batch(ready=size > 0))  # if none is ready, this one says which codes are missing
+        if seconds is not None:
+            seconds[level.level] = seconds.get(level.level, 0.0) + time.perf_counter() - began
     return sum(level.steps for level in levels)
 
 
@@ -117,7 +128,7 @@ class _Level:
             self._model,
             self._params,
             jnp.asarray(np.concatenate(past)),
-            self._rows_y(rows, batch),
+            label_rows(self.source, self.level, self._labels, rows, [window.start for window in batch]),
             upper_codes(self.source, self.level, self.tapes, rows, [window.start for window in batch]),
             self._keys[np.asarray(rows)],
             start=np.asarray([window.start for window in batch], np.int32),
@@ -128,20 +139,22 @@ class _Level:
         tape.append(rows, np.asarray(drawn.codes)[:, given:])
         self.steps += new
 
-    def _rows_y(self, rows: Sequence[int], batch: Sequence[windows.Window]) -> Any:
-        """Label rows of these windows, int32 [b, columns], or None."""
-        if self.prior.labels is None:
-            return None
-        labeller, (y, infos) = self.source.labellers[self.level], self._labels
-        starts = [window.start * self.prior.hop_length for window in batch]
-        windowed = [labeller.window(y[row], infos[row], start)[0] for row, start in zip(rows, starts, strict=True)]
-        return jnp.asarray(np.stack(windowed), jnp.int32)
-
     def _ready(self, row: int, window: windows.Window) -> bool:
         if self.prior.upsampling is None:
             return True
         needed = (window.start + self.prior.context_length) // self.prior.upsampling
         return bool(self.tapes[self.level + 1].lengths[row] >= needed)
+
+
+def label_rows(source: Source, level: int, labels: Any, rows: Sequence[int], starts: Sequence[int]) -> Any:
+    """Label rows of windows, int32 [b, columns]; None without labels. ``labels``: ``labeller.batch``'s of all items."""
+    prior, labeller = source.priors[level], source.labellers[level]
+    if prior.labels is None:
+        return None
+    y, infos = labels
+    at = [start * prior.hop_length for start in starts]
+    windowed = [labeller.window(y[row], infos[row], start)[0] for row, start in zip(rows, at, strict=True)]
+    return jnp.asarray(np.stack(windowed), jnp.int32)
 
 
 def upper_codes(source: Source, level: int, tapes: Sequence[Tape], rows: Sequence[int], starts: Sequence[int]) -> Any:

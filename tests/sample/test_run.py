@@ -51,6 +51,21 @@ def test_the_page_needs_nothing_else(done) -> None:
     assert "jukebox sample &lt;here&gt;" in page and "Over the hills" in page and "{{" not in page
 
 
+def test_order_and_segments_reach_the_run(done, source, request_for, tmp_path) -> None:
+    """All levels at once give the same files; segments of the bottom level are reported."""
+    request = dataclasses.replace(request_for(), order="wavefront")
+    run.generate(source, request, tmp_path / "all", prompts.empty(2, 2), ABOUT)
+    for mine, theirs in zip(prompts.load_codes(tmp_path / "all" / "codes.npz", 2, 12),
+                            prompts.load_codes(done / "codes.npz", 2, 12), strict=True):  # fmt: skip
+        np.testing.assert_array_equal(mine, theirs)
+    levels = json.loads((tmp_path / "all" / "run.json").read_text())["levels"]
+    assert [levels[level]["drawn_codes"] for level in "10"] == [48, 96] and levels["0"]["draw_seconds"] > 0
+    request = dataclasses.replace(request_for(), segments=3)
+    run.generate(source, request, tmp_path / "fast", prompts.empty(2, 2), ABOUT)
+    levels = json.loads((tmp_path / "fast" / "run.json").read_text())["levels"]
+    assert levels["0"]["seams"]["segments"] == 3 and "seams" not in levels["1"]
+
+
 def test_lyrics_are_timed(done) -> None:
     timed = json.loads((done / "alignment" / "item_0.json").read_text())
     assert timed["lyrics"] == "Over the hills and far away" and len(timed["seconds"]) == len(timed["lyrics"])

@@ -56,6 +56,19 @@ def test_a_wavefront_draws_the_same_codes_in_fewer_steps(source, request_for, co
     assert alone == 2 * steps
 
 
+def test_four_songs_take_a_fraction_of_the_steps(source, request_for) -> None:
+    full = request_for(4)
+    alone, expected = 0, []
+    for row in range(4):
+        tapes = [Tape(1), Tape(1)]
+        alone += sampler.sample(source, dataclasses.replace(full, metas=full.metas[row : row + 1], items=(row,)), tapes)
+        expected.append([tape.array() for tape in tapes])
+    tapes = [Tape(4), Tape(4)]
+    assert alone >= 1.5 * sampler.wavefront(source, full, tapes)
+    for level in range(2):
+        np.testing.assert_array_equal(tapes[level].array(), np.concatenate([codes[level] for codes in expected]))
+
+
 def test_a_wavefront_names_missing_codes(source, request_for) -> None:
     tapes = [Tape(2), Tape(2, np.zeros((2, 6), np.int32))]
     with pytest.raises(UserError, match="there are 6"):
