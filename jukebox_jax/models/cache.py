@@ -7,7 +7,7 @@ written hold anything: ``visible`` hides them until they are overwritten.
     BLOCK     r c b 2S      slot t % c
     PREVIOUS  r 2 c b 2S    slot (t // c) % 2, t % c; read the other half
     COLUMN    r c n b 2S    slot t % c, t // c; read one column
-    DENSE     r t b 2S      slot t
+    DENSE     r 2 b h t k   slot t: too large to be pulled apart after it is read (spec/tpu_facts.md section 2)
     PRIME     r P+1 b 2S    slot min(t, P): the last slot is a bin for positions that nobody attends to
     LYRICS    r l b 2S      computed once
 """
@@ -34,6 +34,7 @@ class Sizes(NamedTuple):
     num_blocks: int
     prefix: int  # positions that prime attention sees
     num_lyrics: int
+    num_heads: int = 1
 
     @property
     def block_length(self) -> int:
@@ -45,15 +46,23 @@ def shape(kind: Kind, sizes: Sizes, batch: int, width: int) -> tuple[int, ...]:
     if kind not in DECODABLE:
         raise UserError(f"{kind.value} attention has no cached decoding (the original could not sample it either)")
     c = sizes.block_length
+    if kind is Kind.DENSE:
+        return (2, batch, sizes.num_heads, sizes.length, width // sizes.num_heads)
     positions = {
         Kind.BLOCK: (c,),
         Kind.PREVIOUS: (2, c),
         Kind.COLUMN: (c, sizes.num_blocks),
-        Kind.DENSE: (sizes.length,),
         Kind.PRIME: (min(sizes.prefix, sizes.length) + 1,),
         Kind.LYRICS: (sizes.num_lyrics,),
     }[kind]
     return (*positions, batch, 2 * width)
+
+
+def axes(kind: Kind, ndim: int) -> tuple[str | None, ...]:
+    """Logical axes of a cache."""
+    if kind is Kind.DENSE:
+        return (None, None, "batch", "heads", None, None)
+    return (*(None,) * (ndim - 2), "batch", "qkv")
 
 
 def pack(k: Float[Array, "*b S"], v: Float[Array, "*b S"], num_heads: int) -> Float[Array, "*b SS"]:
@@ -72,7 +81,8 @@ def fill(kind: Kind, kv: Float[Array, "b t SS"], sizes: Sizes, known: Array) -> 
     if kind is Kind.LYRICS:
         return by_position
     if kind is Kind.DENSE:
-        return jnp.pad(by_position, ((0, sizes.length - kv.shape[1]), (0, 0), (0, 0)))
+        pairs = kv.reshape(*kv.shape[:2], sizes.num_heads, 2, -1).transpose(3, 0, 2, 1, 4)  # 2 b h t k
+        return jnp.pad(pairs, ((0, 0),) * 3 + ((0, sizes.length - kv.shape[1]), (0, 0)))
     if kind is Kind.PRIME:
         slots = min(sizes.prefix, sizes.length) + 1
         return jnp.pad(by_position, ((0, max(0, slots - kv.shape[1])), (0, 0), (0, 0)))[:slots]
@@ -96,21 +106,30 @@ def slot(kind: Kind, sizes: Sizes, t: Array) -> tuple[Array, ...]:
         Kind.BLOCK: (offset,),
         Kind.PREVIOUS: (row % 2, offset),
         Kind.COLUMN: (offset, row),
-        Kind.DENSE: (t,),
         Kind.PRIME: (jnp.minimum(t, min(sizes.prefix, sizes.length)),),
     }[kind]
 
 
-def write(kind: Kind, cache: Float[Array, "r ..."], kv: Float[Array, "b SS"], sizes: Sizes, index, t: Array):
+def write(kind: Kind, cache: Float[Array, "r ..."], kv: Float[Array, "b h 2 k"], sizes: Sizes, index, t: Array):
     """Put position t of repeat ``index`` in place."""
     if kind is Kind.LYRICS:
         return cache
+    if kind is Kind.DENSE:
+        new, where = jnp.moveaxis(kv, 2, 0)[:, :, :, None], (index, 0, 0, 0, t, 0)
+        return jax.lax.dynamic_update_slice(cache, new[None].astype(cache.dtype), where)
     where = (index, *slot(kind, sizes, t), 0, 0)
-    return jax.lax.dynamic_update_slice(cache, kv.reshape((1,) * (cache.ndim - 2) + kv.shape), where)
+    new = kv.reshape((1,) * (cache.ndim - 2) + (kv.shape[0], -1))
+    return jax.lax.dynamic_update_slice(cache, new.astype(cache.dtype), where)
 
 
-def read(kind: Kind, cache: Float[Array, "r ..."], sizes: Sizes, index, t: Array) -> Float[Array, "s b SS"]:
-    """The keys and values that position t may look at; ``visible`` says which of them."""
+def read(
+    kind: Kind, cache: Float[Array, "r ..."], sizes: Sizes, index, t: Array
+) -> tuple[Float[Array, "b h s x"], Float[Array, "b h s x"]]:
+    """The keys and values that position t may look at; ``visible`` says which of them.
+
+    Keys beside values come as the same array twice, x = 2 k: taken apart, a TPU would write them. Not so columns,
+    whose blocks it keeps on the lanes.
+    """
     row, offset = t // sizes.block_length, t % sizes.block_length
     if kind is Kind.COLUMN:
         lead = (index, offset)
@@ -119,7 +138,14 @@ def read(kind: Kind, cache: Float[Array, "r ..."], sizes: Sizes, index, t: Array
     else:
         lead = (index,)
     rest = cache.shape[len(lead) :]
-    return jax.lax.dynamic_slice(cache, (*lead, *(0 for _ in rest)), (1,) * len(lead) + rest).reshape(rest)
+    kv = jax.lax.dynamic_slice(cache, (*lead, *(0 for _ in rest)), (1,) * len(lead) + rest).reshape(rest)
+    if kind is Kind.DENSE:
+        return kv[0], kv[1]
+    if kind is Kind.COLUMN:
+        kv = kv.reshape(*kv.shape[:2], sizes.num_heads, 2, -1).transpose(3, 1, 2, 0, 4)  # from s b h 2 k
+        return kv[0], kv[1]
+    kv = kv.reshape(*kv.shape[:2], sizes.num_heads, -1).transpose(1, 2, 0, 3)  # from s b h 2k
+    return kv, kv
 
 
 def visible(kind: Kind, sizes: Sizes, t: Array, slots: int) -> Array:

@@ -62,7 +62,7 @@ class Layer(nn.Module):
     def sizes(self) -> kv_cache.Sizes:
         c = self.config
         return kv_cache.Sizes(
-            c.length, c.num_blocks or 1, prime_prefix(self.prime_length, c.num_blocks), self.num_lyrics
+            c.length, c.num_blocks or 1, prime_prefix(self.prime_length, c.num_blocks), self.num_lyrics, c.num_heads
         )
 
     def _finish(self, x, a):
@@ -98,30 +98,6 @@ class Layer(nn.Module):
         kv = kv_cache.pack(k, v, self.config.num_heads)
         filled = kv_cache.fill(self.kind, kv, self.sizes, known)
         return self._finish(x, self.attention.output(self.attend(q, k, v))), filled
-
-    def step(self, x: Float[Array, "b d"], cache: Float[Array, "r *s"], index, t):
-        """One position. Returns the layer's output and the cache with position t of repeat ``index`` written."""
-        a, cache = self.mix_step(self.norm_0(x), cache, index, t)
-        return self._finish(x, a), cache
-
-    def mix_step(self, h: Float[Array, "b d"], cache: Float[Array, "r *s"], index, t):
-        """``mix`` of one position."""
-        num_heads, sizes = self.config.num_heads, self.sizes
-        q = self.attention.query(h)
-        if self.kind is not Kind.LYRICS:
-            kv = kv_cache.pack(self.attention.key(h), self.attention.value(h), num_heads)
-            cache = kv_cache.write(self.kind, cache, kv.astype(cache.dtype), sizes, index, t)
-        kv = kv_cache.read(self.kind, cache, sizes, index, t)  # s b 2S
-        kv = kv.reshape(*kv.shape[:2], num_heads, 2, -1)
-        k, v = kv[..., 0, :], kv[..., 1, :]  # s b h k
-        q = q.reshape(q.shape[0], num_heads, -1)
-        scores = jnp.einsum("bhk,sbhk->bhs", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-        mask = kv_cache.visible(self.kind, sizes, t, kv.shape[0])
-        p = jax.nn.softmax(jnp.where(mask[None, None], scores, attention_xla.MASKED), axis=-1).astype(v.dtype)
-        o = jnp.einsum("bhs,sbhk->bhk", p, v).reshape(h.shape[0], -1)
-        if self.kind is Kind.PREVIOUS:  # zero keys and values before the first block
-            o = o * (t >= sizes.block_length).astype(o.dtype)
-        return self.attention.output(o), cache
 
     def lyrics_cache(self, lyrics: Float[Array, "b l d"]):
         """Cache of a LYRICS layer, from the lyric encodings."""

@@ -241,18 +241,6 @@ class Prior(nn.Module):
         """Caches for a step at position ``known``; ``tokens`` are whole blocks of the sequence, padded at the end."""
         return self.transformer.prefill(self._embed(tokens, cond), cond.lyrics, known)[1]
 
-    def step(self, token: Int[Array, " b"], cond: Conditioning, cache, t) -> tuple[Float[Array, "b v"], dict]:
-        """Logits of position t of the sequence, given the token before it (any token at t = 0)."""
-        start = cond.start if cond.start is not None else self.core.start
-        x = jnp.where(t == 0, start, self.core.embedding[token])
-        x = x + jax.lax.dynamic_index_in_dim(self.core.position, t, keepdims=True)
-        positions = None
-        if cond.positions is not None:
-            positions = jax.lax.dynamic_index_in_dim(cond.positions, t, axis=1, keepdims=False)
-            x = x + positions
-        x, cache = self.transformer.step(x, cache, t)
-        return self._conditioned(x, positions) @ self._output_table().T, cache
-
 
 def _expect(what: str, count: int, array) -> None:
     if array is None or array.shape[-1] != count:

@@ -130,28 +130,6 @@ class Transformer(nn.Module):
             for i, (kinds, repeats) in enumerate(self.segments)
         }
 
-    def step(self, x: Float[Array, "b d"], caches, t) -> Any:
-        """One position t through all layers, with the caches written in place."""
-        x, out = x.astype(self.dtype), {}
-        for i, (kinds, repeats) in enumerate(self.segments):
-
-            def group(carry, inputs, kinds=kinds):
-                x, cache = carry
-                params, index = inputs
-                for j, kind in enumerate(kinds):
-                    name = f"layer_{j}"
-                    x, updated = self.layer(kind).apply(
-                        {"params": params[name]}, x, cache[name], index, t, method="step"
-                    )
-                    cache = {**cache, name: updated}
-                return (x, cache), None
-
-            carry = (x, caches[f"segment_{i}"])
-            (x, out[f"segment_{i}"]), _ = _repeat(
-                group, carry, (self.stacks[i], jnp.arange(repeats)), repeats, self.scanned
-            )  # fmt: skip
-        return x.astype(jnp.float32), out
-
     def attention_weights(self, x: Float[Array, "b t d"], lyrics, layer: int, head: int) -> Any:
         """Attention probabilities of one head of a cross- or prime-attention layer."""
         segment, repeat, place = locate(self.config.pattern, self.config.depth, layer)

@@ -62,16 +62,17 @@ def _pieces(
         piece = signal[:, index * rows : (index + 1) * rows]
         missing = ((0, 0), (0, rows - piece.shape[1])) + ((0, 0),) * (signal.ndim - 2)
         step = jnp.asarray(np.pad(piece, missing)), jnp.int32(index), jnp.int32(length)
-        carry, y = _advance(stack, codebook, carry, *step, decode=decode)
+        carry, y = advance(stack, codebook, carry, *step, decode=decode)
         start, position = position, position + y.shape[1]
         if position > 0:
             yield np.asarray(y[:, max(0, -start) : end - start])
 
 
 @functools.partial(jax.jit, static_argnames="decode", donate_argnames="carry")
-def _advance(
+def advance(
     stack: conv_stack.Stack, codebook: Any, carry: Any, piece: jax.Array, index: Any, length: Any, *, decode: bool
 ) -> tuple[Any, jax.Array]:
+    """Chunk number ``index`` of a signal of ``length`` rows through the stack: the new carry, and audio or codes."""
     dtype = stack[0][1][0].dtype
     x = quantize.dequantize(piece, codebook) if decode else piece
     carry, y = conv_stack.advance(stack, carry, x.astype(dtype), index, length)

@@ -13,15 +13,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Int
 
+from jukebox_jax.models import decode_form
 from jukebox_jax.models.prior import Conditioning, Prior
 from jukebox_jax.ops.logits import Settings, sample
+from jukebox_jax.parallel.sharding import constrain, spec
 from jukebox_jax.types import UserError
 
 CHUNK = 64  # tokens per compiled scan; a shorter rest runs past the end of the window and is cut off
 
 
+POSITIONS = ("batch", None, "mlp")  # how conditioning vectors lie: every device reads its part of a row
 _PLAIN = Settings()
 
 
@@ -35,14 +39,28 @@ class Drawn(NamedTuple):
 
 @functools.partial(jax.jit, static_argnums=0)
 def condition(model: Prior, params, y, upper_codes) -> Any:
-    """The conditioning of one window; see ``Prior.condition``."""
-    return model.apply({"params": params}, y, upper_codes, method="condition")
+    """The conditioning of one window; see ``Prior.condition``. On a mesh a step reads a part of a row's width."""
+    cond: Any = model.apply({"params": params}, y, upper_codes, method="condition")
+    if cond.positions is None:
+        return cond
+    return cond._replace(positions=constrain(cond.positions, *POSITIONS))
+
+
+def weights(model: Prior, params) -> Any:
+    """Decoding's form of a prior's parameters, where it belongs on the mesh in use. Make it once for many windows."""
+    prepared, mesh = _prepare(model, params), jax.sharding.get_mesh()
+    return prepared if mesh.empty else jax.device_put(prepared, decode_form.places(model, prepared, mesh))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _prepare(model: Prior, params):
+    return decode_form.prepare(model, params)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def empty_cache(model: Prior, batch: int, params, cond: Conditioning):
     """Caches before position 0."""
-    return model.apply({"params": params}, batch, cond, method="init_cache")
+    return decode_form.init_cache(model, params, batch, cond)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -54,24 +72,29 @@ def prefill(model: Prior, params, codes: Int[Array, "b t"], cond: Conditioning, 
     """
     tokens = jnp.asarray(model.apply({"params": params}, codes, cond, method="sequence"))
     known = given + model.config.merged_lyrics
-    cache = model.apply({"params": params}, tokens, cond, known, method="prefill")
+    cache = decode_form.prefill(model, params, tokens, cond, known)
     return cache, jax.lax.dynamic_index_in_dim(tokens, known - 1, axis=1, keepdims=False)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=5)
+@functools.cache
+def decoder(model: Prior, num_steps: int, settings: Settings, keep_logits: bool) -> Any:
+    """The jitted ``decode`` of these; it writes the caches (its second argument) in place."""
+    return jax.jit(functools.partial(decode, model, num_steps, settings, keep_logits), donate_argnums=1)
+
+
 def decode(
     model: Prior, num_steps: int, settings: Settings, keep_logits: bool,
-    params, cache, cond: Conditioning, token: Int[Array, " b"], keys, position, offset,
+    weights, cache, cond: Conditioning, token: Int[Array, " b"], keys, position, offset,
 ):  # fmt: skip
     """Draw ``num_steps`` tokens from sequence position ``position`` on.
 
-    ``offset`` (b,) or scalar: what to add to a sequence position to get the position that the key is folded with.
-    Returns the drawn tokens (b, num_steps), their logits (or None) and the caches.
+    ``weights``: from ``weights``. ``offset`` (b,) or scalar: what to add to a sequence position to get the position
+    that the key is folded with. Returns the drawn tokens (b, num_steps), their logits (or None) and the caches.
     """
 
     def step(carry, t):
         cache, token = carry
-        logits, cache = model.apply({"params": params}, token, cond, cache, t, method="step")
+        logits, cache = decode_form.step(model, weights, token, cond, cache, t)
         folded = jax.vmap(jax.random.fold_in)(keys, jnp.broadcast_to(t + offset, token.shape))
         token = sample(folded, logits, settings.temperature, settings.top_k, settings.top_p)
         return (cache, token), (token, logits if keep_logits else None)
@@ -83,7 +106,7 @@ def decode(
 def sample_window(
     model: Prior, params, codes: Int[Array | np.ndarray, "b p"], y, upper_codes, keys, *, start, num_steps: int,
     settings: Settings = _PLAIN, progress: Callable[[int], None] | None = None, keep_logits: bool = False,
-    chunk: int = CHUNK,
+    chunk: int = CHUNK, prepared: Any = None,
 ) -> Drawn:  # fmt: skip
     """Continue the codes of one window.
 
@@ -95,6 +118,7 @@ def sample_window(
         start: position of the window in its level, scalar or per item: where the draws' keys are counted from.
         num_steps: new codes to draw; given and new codes must fit the context.
         progress: called with the number of codes drawn so far after every chunk.
+        prepared: ``weights(model, params)``, if they are there already.
 
     Raises:
         UserError: the window is too long for the context.
@@ -104,21 +128,24 @@ def sample_window(
     if given + num_steps > config.context_length:
         raise UserError(f"{given} + {num_steps} codes do not fit a context of {config.context_length}")
     codes = np.asarray(codes, np.int32)
+    y, upper_codes, keys = _spread((y, upper_codes, keys))
     cond = condition(model, params, y, upper_codes)
+    prepared = weights(model, params) if prepared is None else prepared
     known = config.merged_lyrics + given
+    padded = _spread(np.pad(codes, ((0, 0), (0, config.context_length - given))))
     if known:
-        cache, token = prefill(model, params, np.pad(codes, ((0, 0), (0, config.context_length - given))), cond, given)
+        cache, token = prefill(model, params, padded, cond, given)
     else:
         cache = empty_cache(model, batch, params, cond)
         token = np.zeros(batch, np.int32)
     drawn, logits = [], []
     chunk = min(chunk, config.context_length)
-    offset = np.asarray(start, np.int32) - np.int32(config.merged_lyrics)
+    offset = np.broadcast_to(np.asarray(start, np.int32) - np.int32(config.merged_lyrics), batch)
+    offset, token = _spread((offset, token))
+    advance = decoder(model, chunk, settings, keep_logits)
     for done in range(0, num_steps, chunk):
-        tokens, seen, cache = decode(
-            model, chunk, settings, keep_logits, params, cache, cond, token, keys, known + done, offset
-        )
-        token = tokens[:, -1]
+        tokens, seen, cache = advance(prepared, cache, cond, token, keys, known + done, offset)
+        token = _spread(tokens[:, -1])
         drawn.append(tokens)
         logits.append(seen)
         if progress is not None:
@@ -128,3 +155,12 @@ def sample_window(
     music = np.maximum(raw - config.lyric_vocabulary, 0)
     seen = np.concatenate(logits, axis=1)[:, :num_steps] if keep_logits and logits else None
     return Drawn(np.concatenate([codes, music], axis=1), raw, seen)
+
+
+def _spread(tree: Any) -> Any:
+    """Items over the mesh in use, if there is one: so that every chunk finds its arguments where the first did."""
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        return tree
+    place = lambda x: NamedSharding(mesh, spec(("batch", *(None,) * (x.ndim - 1)), x.shape, mesh))  # noqa: E731
+    return jax.tree.map(lambda x: jax.device_put(x, place(x)), tree)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jukebox_jax.models.prior import Prior
-from jukebox_jax.sample import windows
+from jukebox_jax.sample import decode, windows
 from jukebox_jax.sample.decode import sample_window
 from jukebox_jax.sample.request import Request
 from jukebox_jax.sample.source import Source
@@ -104,6 +104,7 @@ class _Level:
         self.steps = 0
         self._model = Prior(self.prior, source.dtype)
         self._params = source.load(f"prior_level_{level}")["params"]
+        self._prepared = decode.weights(self._model, self._params)
         self._labels = source.labellers[level].batch(request.metas)
         self._keys = item_keys(request.seed, request.items, level)
 
@@ -135,6 +136,7 @@ class _Level:
             num_steps=new,
             settings=self.request.settings[self.level],
             progress=_increments(self.on_step, len(rows)),
+            prepared=self._prepared,
         )
         tape.append(rows, np.asarray(drawn.codes)[:, given:])
         self.steps += new

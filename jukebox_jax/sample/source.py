@@ -102,15 +102,20 @@ def _target(description: bundle.Description, component: str, dtype: Any) -> Any:
     """A prior's variables with the matrices of its layers in ``dtype``: half the memory, and no casts per step."""
     if component == bundle.VQVAE or dtype == jnp.float32:
         return None
-    model = Prior(cast(presets.Prior, description.preset(component)), dtype)
-    variables = jax.eval_shape(functools.partial(model.init, method="initialise"), jax.random.key(0))
+    return {"params": stored(cast(presets.Prior, description.preset(component)), dtype)}
 
-    def stored(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+
+def stored(preset: presets.Prior, dtype: Any) -> Any:
+    """Abstract parameters of a prior as they are loaded: the matrices of its layers in ``dtype``."""
+    rng = jax.eval_shape(lambda: jax.random.key(0))
+    variables = jax.eval_shape(functools.partial(Prior(preset, dtype).init, method="initialise"), rng)
+
+    def leaf(path: tuple[Any, ...], x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         names = [key.key for key in path]
         in_layer = "transformer" in names and names[-1] == "kernel"
-        return jax.ShapeDtypeStruct(leaf.shape, dtype if in_layer else leaf.dtype)
+        return jax.ShapeDtypeStruct(x.shape, dtype if in_layer else x.dtype)
 
-    return jax.tree_util.tree_map_with_path(stored, dict(variables))
+    return jax.tree_util.tree_map_with_path(leaf, variables["params"])
 
 
 def default_dtype() -> Any:

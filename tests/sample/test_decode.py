@@ -12,6 +12,7 @@ import pytest
 
 from jukebox_jax import presets
 from jukebox_jax.models.cache import DECODABLE, Sizes, shape
+from jukebox_jax.models.decode_form import layer_step, layer_weights
 from jukebox_jax.models.layers import Layer
 from jukebox_jax.models.pattern import Kind
 from jukebox_jax.models.prior import Prior
@@ -31,20 +32,25 @@ def compile_quickly():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-@pytest.mark.parametrize("kind", DECODABLE, ids=lambda kind: kind.value)
-def test_a_layer_goes_on_from_every_prompt_length(kind: Kind) -> None:
+@pytest.mark.parametrize(
+    ("kind", "form"),
+    [(kind, "scanned") for kind in DECODABLE] + [(Kind.BLOCK, "apart"), (Kind.LYRICS, "apart")],
+    ids=lambda value: getattr(value, "value", value),
+)
+def test_a_layer_goes_on_from_every_prompt_length(kind: Kind, form: str) -> None:
     config = presets.Transformer(T, WIDTH, 1, 2, BLOCKS, attention_ratio=0.5, init_scale=20.0)
     layer = Layer(config, kind, prime_length=4, num_lyrics=LYRICS)
     x = jax.random.normal(jax.random.key(0), (BATCH, T, WIDTH))
     lyrics = jax.random.normal(jax.random.key(1), (BATCH, LYRICS, WIDTH)) if kind is Kind.LYRICS else None
     expected, params = jax.jit(layer.init_with_output)(jax.random.key(2), x, lyrics)
+    weights = layer_weights(kind, params["params"], config.num_heads, jnp.float32, output_first=form == "scanned")
 
     def steps(cache, known):
         """Outputs at positions known .. T, zeros before."""
 
         def body(t, carry):
             cache, out = carry
-            y, cache = layer.apply(params, x[:, t], cache, 0, t, method="step")
+            y, cache = layer_step(layer, weights, x[:, t], cache, 0, t)
             return cache, out.at[:, t].set(y)
 
         return jax.lax.fori_loop(known, T, body, (cache, jnp.zeros_like(x)))[1]

@@ -13,6 +13,7 @@ from jukebox_jax.checkpoint.openai_hps import PATTERNS
 from jukebox_jax.cli.verify_cases.case import Case
 from jukebox_jax.cli.verify_cases.report import Report
 from jukebox_jax.models import cache as kv_cache
+from jukebox_jax.models.decode_form import attention_weights, mix_step
 from jukebox_jax.models.layers import Layer, prime_prefix
 from jukebox_jax.models.pattern import Kind, layer_kinds
 from jukebox_jax.models.transformer import Transformer
@@ -66,9 +67,12 @@ def _cached(layer: Layer, params, x, lyrics):
     else:
         cache = jnp.zeros(kv_cache.shape(layer.kind, layer.sizes, x.shape[0], layer.config.attention_width))
 
+    heads = layer.config.num_heads
+    weights = attention_weights(layer.kind, params["attention"], heads, jnp.float32, output_first=False)
+
     def step(cache, inputs):
         row, t = inputs
-        out, cache = layer.apply({"params": params}, row, cache, 0, t, method="mix_step")
+        out, cache = mix_step(layer, weights, row, cache, 0, t)
         return cache, out
 
     _, out = jax.lax.scan(step, cache[None], (jnp.swapaxes(x, 0, 1), jnp.arange(x.shape[1])))

@@ -1,0 +1,241 @@
+"""Parameters and caches in the form that one-token steps want, and the step itself.
+
+A step reads every weight once, so its form is the backend's choice, made by ``Transformer.scanned`` alone: on a TPU
+layers stay stacked and are scanned (three bodies compile instead of seventy-two, slices are free); on a CPU every layer
+is a stack of one, taken apart before the token loop, where slices would be copies.
+
+Queries, keys and values are one product, per head ``h 3 k``: so keys beside values is what a cache holds, and a mesh
+that splits heads splits all three. In the scanned form its kernel is stored output first: a chip's share of outputs
+(150 for 5B on eight chips) would otherwise be padded to whole lanes of 128 (spec/tpu_facts.md section 4).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.layout import Format, Layout
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Float, Int
+
+from jukebox_jax.models import cache as kv_cache
+from jukebox_jax.models.layers import Layer, quick_gelu
+from jukebox_jax.models.pattern import Kind, Segment, layer_kinds, segments
+from jukebox_jax.models.prior import Conditioning, Prior
+from jukebox_jax.models.transformer import scan_by_default
+from jukebox_jax.ops import attention_xla
+from jukebox_jax.parallel.sharding import constrain, spec
+
+# Logical axes of a leaf's last dimensions. Weights are whole along ``fsdp``: a step cannot wait for them.
+_AXES: dict[tuple[str, str], tuple[str | None, ...]] = {
+    ("qkv", "kernel"): (None, "qkv"),
+    ("qkv", "rows"): ("qkv", None),
+    ("qkv", "bias"): ("qkv",),
+    ("output", "kernel"): ("qkv", None),
+    ("in", "kernel"): (None, "mlp"),
+    ("in", "bias"): ("mlp",),
+    ("out", "kernel"): ("mlp", None),
+}
+_TABLES: dict[str, tuple[str | None, ...]] = {
+    "embedding": ("vocab", None),
+    "table": ("vocab", None),
+    "position": (None, "mlp"),  # one row is read: every device reads its part of it
+}
+
+
+def scanned(model: Prior) -> bool:
+    """Whether layers are scanned in stacks, or stand alone."""
+    return scan_by_default() if model.scan_layers is None else model.scan_layers
+
+
+def groups(model: Prior) -> tuple[Segment, ...]:
+    """What the lists of weights and caches run over."""
+    t = model.config.transformer
+    if scanned(model):
+        return segments(t.pattern, t.depth)
+    return tuple(Segment((kind,), 1) for kind in layer_kinds(t.pattern, t.depth))
+
+
+def regroup(model: Prior, tree: dict[str, Any]) -> list[tuple[Any, ...]]:
+    """``segment_{i}/layer_{j}`` with stacked leaves, as ``Transformer`` has them: to one tuple per group."""
+    t, out = model.config.transformer, []
+    for i, (kinds, repeats) in enumerate(segments(t.pattern, t.depth)):
+        places = tuple(tree[f"segment_{i}"][f"layer_{j}"] for j in range(len(kinds)))
+        if scanned(model):
+            out.append(places)
+        else:
+            out += [(jax.tree.map(lambda p, r=r: p[r : r + 1], place),) for r in range(repeats) for place in places]
+    return out
+
+
+def prepare(model: Prior, params: dict[str, Any]) -> dict[str, Any]:
+    """Weights for ``step`` from a prior's parameters: a pure function. Leaves that need no change are the same arrays.
+
+    Matrices are in the compute dtype, the output table too (on a TPU a product rounds to it anyway).
+    """
+    table = params["embedding"] if model.config.tied_output else params["output"]
+    weights = {name: params[name] for name in ("embedding", "position", "start") if name in params}
+    stacks = zip(groups(model), regroup(model, params["transformer"]), strict=True)
+    heads = model.config.transformer.num_heads
+    layers = [
+        tuple(layer_weights(k, p, heads, model.dtype, scanned(model)) for k, p in zip(group.kinds, places, strict=True))
+        for group, places in stacks
+    ]
+    return weights | {"table": table.astype(model.dtype), "layers": layers}
+
+
+def layer_weights(kind: Kind, params: dict[str, Any], num_heads: int, dtype: Any, output_first: bool) -> dict[str, Any]:
+    """A (stacked) layer's weights."""
+    cast = lambda tree: jax.tree.map(lambda p: p.astype(dtype), tree)  # noqa: E731
+    mlp = {"in": cast(params["mlp"]["in"]), "out": cast(params["mlp"]["out"])}
+    norms = {"norm_0": params["norm_0"], "norm_1": params["norm_1"]}
+    return norms | attention_weights(kind, params["attention"], num_heads, dtype, output_first) | mlp
+
+
+def attention_weights(
+    kind: Kind, params: dict[str, Any], num_heads: int, dtype: Any, output_first: bool
+) -> dict[str, Any]:
+    """Its attention's part. A LYRICS layer's keys and values are in its cache, so it has queries only."""
+    names = ("query",) if kind is Kind.LYRICS else ("query", "key", "value")
+
+    def fused(part: str) -> Array:
+        heads = [params[n][part].reshape(*params[n][part].shape[:-1], num_heads, 1, -1) for n in names]
+        return jnp.concatenate(heads, axis=-2).reshape(*heads[0].shape[:-3], -1).astype(dtype)
+
+    kernel = fused("kernel")
+    qkv = {"rows": jnp.swapaxes(kernel, -1, -2)} if output_first else {"kernel": kernel}
+    return {"qkv": qkv | {"bias": fused("bias")}, "output": jax.tree.map(lambda p: p.astype(dtype), params["output"])}
+
+
+def places(model: Prior, weights: Any, mesh: Mesh) -> Any:
+    """Where ``prepare``'s arrays belong on a mesh: heads, hidden units and vocabulary over ``tensor``.
+
+    Attention's matrices are pinned to row order: where a chip's share has odd sizes, a TPU's default would put the
+    layers of a stack into its tiles, and every slice would read its neighbours.
+    """
+    heads = model.config.transformer.num_heads
+
+    def place(path: tuple[Any, ...], leaf: Any) -> Any:
+        names = tuple(str(getattr(entry, "key", "")) for entry in path)
+        axes = _TABLES.get(names[0], ()) if len(names) == 1 else _AXES.get(names[-2:], ())
+        axes = (None,) * (len(leaf.shape) - len(axes)) + axes
+        where = NamedSharding(mesh, spec(axes, leaf.shape, mesh, heads))
+        pinned = names[-2:] in (("qkv", "rows"), ("output", "kernel"))
+        return Format(Layout(tuple(range(len(leaf.shape)))), where) if pinned else where
+
+    return jax.tree_util.tree_map_with_path(place, weights)
+
+
+def init_cache(model: Prior, params: Any, batch: int, cond: Conditioning) -> list[tuple[Array, ...]]:
+    """Caches before position 0, in the compute dtype; cross-attention layers are filled from the lyric encodings."""
+    caches: Any = model.apply({"params": params}, batch, cond, method="init_cache")
+    return _on_mesh(model, regroup(model, caches))
+
+
+def prefill(model: Prior, params: Any, tokens: Int[Array, "b p"], cond: Conditioning, known) -> Any:
+    """Caches for a step at position ``known``; ``tokens`` are whole blocks of the sequence, padded at the end."""
+    caches: Any = model.apply({"params": params}, tokens, cond, known, method="prefill")
+    return _on_mesh(model, regroup(model, caches))
+
+
+def cache_places(model: Prior, caches: Any, mesh: Any) -> Any:
+    """The partition of every cache on a mesh: heads over ``tensor``, items over the rest."""
+    heads = model.config.transformer.num_heads
+    return [
+        tuple(spec(kv_cache.axes(k, len(c.shape)), c.shape, mesh, heads) for k, c in zip(kinds, group, strict=True))
+        for (kinds, _), group in zip(groups(model), caches, strict=True)
+    ]
+
+
+def _on_mesh(model: Prior, caches: Any) -> Any:
+    mesh = jax.sharding.get_abstract_mesh()
+    return caches if mesh.empty else jax.lax.with_sharding_constraint(caches, cache_places(model, caches, mesh))
+
+
+def step(
+    model: Prior, weights: Any, token: Int[Array, " b"], cond: Conditioning, caches: Any, t: Array
+) -> tuple[Float[Array, "b v"], Any]:
+    """Logits of position t of the sequence, given the token before it (any token at t = 0), float32; caches written."""
+    start = cond.start if cond.start is not None else weights["start"]
+    x = jnp.where(t == 0, start, weights["embedding"][token])
+    x = x + jax.lax.dynamic_index_in_dim(weights["position"], t, keepdims=True)
+    positions = None
+    if cond.positions is not None:
+        positions = jax.lax.dynamic_index_in_dim(cond.positions, t, axis=1, keepdims=False)
+        x = x + positions
+    x, caches = _layers(model, weights["layers"], constrain(x, "batch", None).astype(model.dtype), caches, t)
+    x = x.astype(jnp.float32)
+    if model.config.tied_output and positions is not None:
+        x = x + positions
+    table = weights["table"]
+    logits = jnp.einsum("bd,vd->bv", x.astype(table.dtype), table, preferred_element_type=jnp.float32)
+    return constrain(constrain(logits, "batch", "vocab"), "batch", None), caches  # logits travel, not the table
+
+
+def _layers(model: Prior, layers: Any, x: Float[Array, "b d"], caches: Any, t: Array) -> tuple[Array, Any]:
+    lyrics, out = model.config.separate_lyrics, []
+    for (kinds, repeats), weights, cache in zip(groups(model), layers, caches, strict=True):
+        bodies = [
+            Layer(
+                model.config.transformer, kind, model.config.merged_lyrics, lyrics.num_tokens if lyrics else 0,
+                model.dtype, parent=None,
+            )
+            for kind in kinds
+        ]  # fmt: skip
+
+        def group(carry, inputs, bodies=bodies):
+            (x, cache), (weights, index) = carry, inputs
+            cache = list(cache)
+            for j, layer in enumerate(bodies):
+                x, cache[j] = layer_step(layer, weights[j], x, cache[j], index, t)
+                x = constrain(x, "batch", None)
+            return (x, tuple(cache)), None
+
+        if repeats > 1:
+            (x, cache), _ = jax.lax.scan(group, (x, cache), (weights, jnp.arange(repeats)))
+        else:
+            (x, cache), _ = group((x, cache), (jax.tree.map(lambda p: p[0], weights), 0))
+        out.append(cache)
+    return x, out
+
+
+def layer_step(
+    layer: Layer, weights: Any, x: Float[Array, "b d"], cache: Float[Array, "r *s"], index, t
+) -> tuple[Float[Array, "b d"], Array]:
+    """One position through a layer. Returns its output and the cache with position t of repeat ``index`` written."""
+    a, cache = mix_step(layer, weights, _norm(x, weights["norm_0"]), cache, index, t)
+    m = _dense(quick_gelu(_dense(_norm(x + a, weights["norm_1"]), weights["in"])), weights["out"])
+    return (x + (a + m) / layer.config.depth if layer.config.residual_scale else x + a + m), cache
+
+
+def mix_step(
+    layer: Layer, weights: Any, h: Float[Array, "b d"], cache: Float[Array, "r *s"], index, t
+) -> tuple[Float[Array, "b d"], Array]:
+    """``Layer.mix`` of one position, and the cache."""
+    c, kind, sizes, qkv = layer.config, layer.kind, layer.sizes, weights["qkv"]
+    y = jnp.einsum("bd,fd->bf", h, qkv["rows"]) + qkv["bias"][None] if "rows" in qkv else _dense(h, qkv)
+    y = y.reshape(h.shape[0], c.num_heads, -1, c.head_dim)
+    if kind is not Kind.LYRICS:
+        cache = kv_cache.write(kind, cache, y[:, :, 1:], sizes, index, t)
+    k, v = kv_cache.read(kind, cache, sizes, index, t)
+    q = jnp.pad(y[:, :, 0], ((0, 0), (0, 0), (0, k.shape[-1] - c.head_dim)))  # beside interleaved keys: no values
+    scores = jnp.einsum("bhk,bhsk->bhs", q, k, preferred_element_type=jnp.float32) * c.head_dim**-0.5
+    mask = kv_cache.visible(kind, sizes, t, k.shape[2])
+    p = jax.nn.softmax(jnp.where(mask[None, None], scores, attention_xla.MASKED), axis=-1).astype(v.dtype)
+    o = jnp.einsum("bhs,bhsk->bhk", p, v)[..., -c.head_dim :].reshape(h.shape[0], -1)
+    if kind is Kind.PREVIOUS:  # zero keys and values before the first block
+        o = o * (t >= sizes.block_length).astype(o.dtype)
+    return _dense(o, weights["output"]), cache
+
+
+def _dense(x: Array, weights: Any) -> Array:
+    return x @ weights["kernel"] + weights["bias"][None]
+
+
+def _norm(x: Array, weights: Any) -> Array:
+    """Layer norm in float32, returned in the input's dtype."""
+    y = x.astype(jnp.float32)
+    y = y - jnp.mean(y, axis=-1, keepdims=True)
+    scale = jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + 1e-5) * weights["scale"][None]
+    return (y * scale + weights["bias"][None]).astype(x.dtype)
