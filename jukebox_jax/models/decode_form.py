@@ -28,7 +28,7 @@ from jukebox_jax.ops import attention_xla
 from jukebox_jax.parallel.sharding import constrain, spec
 
 # Logical axes of a leaf's last dimensions. Weights are whole along ``fsdp``: a step cannot wait for them.
-_AXES: dict[tuple[str, str], tuple[str | None, ...]] = {
+_AXES: dict[tuple[str, ...], tuple[str | None, ...]] = {
     ("qkv", "kernel"): (None, "qkv"),
     ("qkv", "rows"): ("qkv", None),
     ("qkv", "bias"): ("qkv",),

@@ -6,7 +6,6 @@ lengths share one compiled program.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -62,13 +61,12 @@ def _pieces(
         piece = signal[:, index * rows : (index + 1) * rows]
         missing = ((0, 0), (0, rows - piece.shape[1])) + ((0, 0),) * (signal.ndim - 2)
         step = jnp.asarray(np.pad(piece, missing)), jnp.int32(index), jnp.int32(length)
-        carry, y = advance(stack, codebook, carry, *step, decode=decode)
+        carry, y = _advance(stack, codebook, carry, *step, decode=decode)
         start, position = position, position + y.shape[1]
         if position > 0:
             yield np.asarray(y[:, max(0, -start) : end - start])
 
 
-@functools.partial(jax.jit, static_argnames="decode", donate_argnames="carry")
 def advance(
     stack: conv_stack.Stack, codebook: Any, carry: Any, piece: jax.Array, index: Any, length: Any, *, decode: bool
 ) -> tuple[Any, jax.Array]:
@@ -78,3 +76,6 @@ def advance(
     carry, y = conv_stack.advance(stack, carry, x.astype(dtype), index, length)
     y = y.astype(jnp.float32)
     return carry, y if decode else quantize.nearest_codes(y, codebook)[0]
+
+
+_advance = jax.jit(advance, static_argnames="decode", donate_argnames="carry")

@@ -63,7 +63,6 @@ def empty_cache(model: Prior, batch: int, params, cond: Conditioning):
     return decode_form.init_cache(model, params, batch, cond)
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def prefill(model: Prior, params, codes: Int[Array, "b t"], cond: Conditioning, given):
     """Caches for the position after the first ``given`` codes, and the token there, after one forward.
 
@@ -76,10 +75,7 @@ def prefill(model: Prior, params, codes: Int[Array, "b t"], cond: Conditioning, 
     return cache, jax.lax.dynamic_index_in_dim(tokens, known - 1, axis=1, keepdims=False)
 
 
-@functools.cache
-def decoder(model: Prior, num_steps: int, settings: Settings, keep_logits: bool) -> Any:
-    """The jitted ``decode`` of these; it writes the caches (its second argument) in place."""
-    return jax.jit(functools.partial(decode, model, num_steps, settings, keep_logits), donate_argnums=1)
+_prefill = jax.jit(prefill, static_argnums=0)
 
 
 def decode(
@@ -101,6 +97,9 @@ def decode(
 
     (cache, _), (tokens, logits) = jax.lax.scan(step, (cache, token), position + jnp.arange(num_steps))
     return tokens.T, None if logits is None else jnp.swapaxes(logits, 0, 1), cache
+
+
+_decode = jax.jit(decode, static_argnums=(0, 1, 2, 3), donate_argnums=5)
 
 
 def sample_window(
@@ -134,7 +133,7 @@ def sample_window(
     known = config.merged_lyrics + given
     padded = _spread(np.pad(codes, ((0, 0), (0, config.context_length - given))))
     if known:
-        cache, token = prefill(model, params, padded, cond, given)
+        cache, token = _prefill(model, params, padded, cond, given)
     else:
         cache = empty_cache(model, batch, params, cond)
         token = np.zeros(batch, np.int32)
@@ -142,9 +141,10 @@ def sample_window(
     chunk = min(chunk, config.context_length)
     offset = np.broadcast_to(np.asarray(start, np.int32) - np.int32(config.merged_lyrics), batch)
     offset, token = _spread((offset, token))
-    advance = decoder(model, chunk, settings, keep_logits)
     for done in range(0, num_steps, chunk):
-        tokens, seen, cache = advance(prepared, cache, cond, token, keys, known + done, offset)
+        tokens, seen, cache = _decode(
+            model, chunk, settings, keep_logits, prepared, cache, cond, token, keys, known + done, offset
+        )
         token = _spread(tokens[:, -1])
         drawn.append(tokens)
         logits.append(seen)

@@ -55,7 +55,8 @@ def decode_program(
         "floor_bytes": decode_floor_bytes(preset, batch, mesh, dtype),
         "cache_bytes": sum(map(_local_bytes, jax.tree.leaves(cache))),
     }
-    return Program(decoding.decoder(model, num_steps, Settings(), False), args, mesh, extras)
+    fn = functools.partial(decoding.decode, model, num_steps, Settings(), False)
+    return Program(jax.jit(fn, donate_argnums=1), args, mesh, extras)
 
 
 def prefill_program(preset: presets.Prior, batch: int, mesh: Mesh, dtype: Any = jnp.bfloat16) -> Program:
@@ -74,7 +75,7 @@ def prefill_program(preset: presets.Prior, batch: int, mesh: Mesh, dtype: Any = 
         "tokens": batch * preset.transformer.length,
         "cache_bytes": sum(map(_local_bytes, jax.tree.leaves(cache))),
     }
-    fn = jax.jit(functools.partial(decoding.prefill.__wrapped__, model))
+    fn = jax.jit(functools.partial(decoding.prefill, model))
     return Program(fn, (params, codes, cond, given), mesh, extras)
 
 
@@ -97,7 +98,7 @@ def encode_program(vqvae: presets.VQVAE, batch: int, mesh: Mesh, dtype: Any = jn
     weights, carry = jax.eval_shape(lambda: start(jax.random.key(0)))
     piece = jax.ShapeDtypeStruct((batch, samples, 1), jnp.float32, sharding=rows)
     integer = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
-    fn = jax.jit(functools.partial(vqvae_stream.advance.__wrapped__, decode=False), donate_argnums=2)
+    fn = jax.jit(functools.partial(vqvae_stream.advance, decode=False), donate_argnums=2)
     args = (*_placed(weights, replicated(mesh)), _placed(carry, rows), piece, integer, integer)
     return Program(fn, args, mesh, {"samples": batch * samples})
 

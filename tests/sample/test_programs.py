@@ -62,7 +62,6 @@ def test_eight_devices_draw_the_codes_of_one(preset: presets.Prior, meshes: list
     heads = preset.transformer.num_heads
     for sizes in meshes:
         mesh = make_mesh(dict(zip(("data", "fsdp", "tensor"), sizes, strict=True)))
-        decode.decoder.cache_clear()
         with use(mesh):
             there = draw(jax.device_put(params, shardings_of(params, mesh, heads)))
         np.testing.assert_array_equal(there.codes, alone.codes)
