@@ -73,9 +73,9 @@ class Certificate:
     work: Work
     fits: bool
     memory: Memory
-    lower_seconds: float
+    lower_seconds: float  # of processor time, like the next: the wall clock depends on who else computes
     compile_seconds: float
-    failure: str | None = None  # the compiler's refusal
+    refusal: str | None = None  # the compiler's, where it does not fit
     uncounted: str | None = None  # why there are no counts
     flops: float | None = None
     hbm_bytes: float | None = None
@@ -84,6 +84,11 @@ class Certificate:
     gathered: dict[str, float] | None = None  # weights, in loops: forward, backward, overlapped bytes
     roofline: Roofline | None = None
     compiler_flops: float | None = None  # cost_analysis: loops once, kernels as declared; only where nothing else is
+
+    @property
+    def sound(self) -> bool:
+        """It fits, and was counted (or its text could not be had at all)."""
+        return self.fits and (self.flops is not None or self.compiler_flops is not None)
 
     @property
     def flops_ratio(self) -> float | None:
@@ -135,7 +140,7 @@ def certify(text: str | None, why_not: str | None, where: Topology, work: Work, 
     units = work.units
     bound = roofline(where.chip, program.flops, program.hbm_bytes, program.collectives)
     kernels = {
-        "distinct": len(program.kernels),
+        "distinct": float(len(program.kernels)),
         "calls": sum(k.executions for k in program.kernels) / units,
         "flops": sum(k.flops * k.executions for k in program.kernels) / units,
     }

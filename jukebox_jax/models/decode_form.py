@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Format, Layout
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jaxtyping import Array, Float, Int
 
 from jukebox_jax.models import cache as kv_cache
@@ -25,6 +25,7 @@ from jukebox_jax.models.pattern import Kind, Segment, layer_kinds, segments
 from jukebox_jax.models.prior import Conditioning, Prior
 from jukebox_jax.models.transformer import scan_by_default
 from jukebox_jax.ops import attention_xla
+from jukebox_jax.parallel.mesh import platform
 from jukebox_jax.parallel.sharding import constrain, spec
 
 # Logical axes of a leaf's last dimensions. Weights are whole along ``fsdp``: a step cannot wait for them.
@@ -108,7 +109,7 @@ def attention_weights(
     return {"qkv": qkv | {"bias": fused("bias")}, "output": jax.tree.map(lambda p: p.astype(dtype), params["output"])}
 
 
-def places(model: Prior, weights: Any, mesh: Mesh) -> Any:
+def places(model: Prior, weights: Any, mesh: Mesh | AbstractMesh) -> Any:
     """Where ``prepare``'s arrays belong on a mesh: heads, hidden units and vocabulary over ``tensor``.
 
     Attention's matrices are pinned to row order: where a chip's share has odd sizes, a TPU's default would put the
@@ -121,7 +122,7 @@ def places(model: Prior, weights: Any, mesh: Mesh) -> Any:
         axes = _TABLES.get(names[0], ()) if len(names) == 1 else _AXES.get(names[-2:], ())
         axes = (None,) * (len(leaf.shape) - len(axes)) + axes
         where = NamedSharding(mesh, spec(axes, leaf.shape, mesh, heads))
-        pinned = names[-2:] in (("qkv", "rows"), ("output", "kernel"))
+        pinned = platform() == "tpu" and names[-2:] in (("qkv", "rows"), ("output", "kernel"))
         return Format(Layout(tuple(range(len(leaf.shape)))), where) if pinned else where
 
     return jax.tree_util.tree_map_with_path(place, weights)

@@ -45,22 +45,46 @@ def transformer_flops(t: presets.Transformer, prefix: int = 0, num_lyrics: int =
     return sum(layer_flops(kind, t, prefix, num_lyrics) for kind in layer_kinds(t.pattern, t.depth))
 
 
-def forward_flops(config: presets.Prior) -> int:
-    """One window through the prior, to its loss."""
+def forward_flops(config: presets.Prior, loss: bool = True) -> int:
+    """One window through the prior, to its loss (or only through its layers)."""
     t, lyrics = config.transformer, config.separate_lyrics
     prefix = prime_prefix(config.merged_lyrics, t.num_blocks)
     total = transformer_flops(t, prefix, lyrics.num_tokens if lyrics else 0)
-    total += 2 * t.length * t.width * config.vocab_size
+    total += 2 * t.length * t.width * config.vocab_size * loss
     if lyrics:
         encoder = lyrics.encoder
         total += transformer_flops(encoder)
-        total += 2 * lyrics.num_tokens * t.width * (encoder.width + lyrics.vocab_size)
+        total += 2 * lyrics.num_tokens * t.width * (encoder.width + lyrics.vocab_size * loss)
     return total + _conditioner_flops(config)
 
 
 def train_flops(config: presets.Prior) -> int:
     """One window forward and backward."""
     return 3 * forward_flops(config)
+
+
+def repeated_flops(config: presets.Prior, remat: bool, loss_chunks: int) -> int:
+    """What a training step on one window computes twice: every layer but for its last product, and the logits where
+    they exist in pieces only."""
+    t, lyrics, total = config.transformer, config.separate_lyrics, 0
+    if remat:
+        prefix = prime_prefix(config.merged_lyrics, t.num_blocks)
+        stacks = [(t, prefix, lyrics.num_tokens)] + [(lyrics.encoder, 0, 0)] if lyrics else [(t, prefix, 0)]
+        for stack, p, n in stacks:
+            total += transformer_flops(stack, p, n) - stack.depth * 2 * stack.length * stack.width * stack.mlp_dim
+    return total + (2 * t.length * t.width * config.vocab_size if loss_chunks > 1 else 0)
+
+
+def step_flops(config: presets.Prior) -> int:
+    """One decoded position of one row, with the keys of the end of the context."""
+    t, lyrics = config.transformer, config.separate_lyrics
+    prefix = prime_prefix(config.merged_lyrics, t.num_blocks)
+    total = 2 * t.width * config.vocab_size
+    for kind in layer_kinds(t.pattern, t.depth):
+        keys = keys_per_query(kind, t, prefix, lyrics.num_tokens if lyrics else 0)
+        projections = 2 if kind is Kind.LYRICS else 4  # cross attention's keys and values are cached for good
+        total += 2 * projections * t.width * t.attention_width + 4 * t.width * t.mlp_dim + 4 * keys * t.attention_width
+    return total
 
 
 def _conditioner_flops(config: presets.Prior) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from jukebox_jax.parallel.mesh import use
 
@@ -14,7 +14,7 @@ class Program(NamedTuple):
 
     fn: Any
     args: tuple[Any, ...]
-    mesh: Mesh
+    mesh: Mesh | AbstractMesh
     extras: dict[str, Any]  # numbers to judge it by: what they are is the maker's to say
 
     def lower(self, platform: str | None = None) -> Any:

@@ -85,7 +85,7 @@ def spec(
     return PartitionSpec(*parts)
 
 
-def shardings_of(tree: Any, mesh: Mesh, num_heads: int | None = None) -> Any:
+def shardings_of(tree: Any, mesh: Mesh | AbstractMesh, num_heads: int | None = None) -> Any:
     """One ``NamedSharding`` per leaf of a tree of (abstract) parameters, optimiser state or averages."""
 
     def leaf(path, x):
@@ -99,12 +99,12 @@ def _name(entry: Any) -> str:
     return str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry))))
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Batches are split over ``data`` and ``fsdp`` on their first axis."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The same on every device."""
     return NamedSharding(mesh, PartitionSpec())
 

@@ -26,9 +26,11 @@ from jukebox_jax.sample import decode as decoding
 from jukebox_jax.sample.source import stored
 from jukebox_jax.types import UserError
 
+AnyMesh = Mesh | AbstractMesh
+
 
 def decode_program(
-    preset: presets.Prior, batch: int, mesh: Mesh, dtype: Any = jnp.bfloat16, *, num_steps: int = decoding.CHUNK
+    preset: presets.Prior, batch: int, mesh: AnyMesh, dtype: Any = jnp.bfloat16, *, num_steps: int = decoding.CHUNK
 ) -> Program:
     """The scan over ``num_steps`` tokens that ``sample_window`` repeats. Its caches, argument 1, are donated.
 
@@ -59,7 +61,7 @@ def decode_program(
     return Program(jax.jit(fn, donate_argnums=1), args, mesh, extras)
 
 
-def prefill_program(preset: presets.Prior, batch: int, mesh: Mesh, dtype: Any = jnp.bfloat16) -> Program:
+def prefill_program(preset: presets.Prior, batch: int, mesh: AnyMesh, dtype: Any = jnp.bfloat16) -> Program:
     """One forward over a whole context that fills the caches. ``extras``: ``tokens`` of the forward; ``cache_bytes``.
 
     Raises:
@@ -79,31 +81,45 @@ def prefill_program(preset: presets.Prior, batch: int, mesh: Mesh, dtype: Any = 
     return Program(fn, (params, codes, cond, given), mesh, extras)
 
 
-def encode_program(vqvae: presets.VQVAE, batch: int, mesh: Mesh, dtype: Any = jnp.float32) -> Program:
+def encode_program(vqvae: presets.VQVAE, batch: int, mesh: AnyMesh, dtype: Any = jnp.float32) -> Program:
     """One chunk of audio to codes of the top level, as ``encode_long`` runs it. ``extras``: ``samples`` of the chunk.
 
     Raises:
         UserError: the mesh does not divide the batch.
     """
-    level, model, rows = vqvae.levels - 1, VQVAE(vqvae, dtype), batch_sharding(_dividing(mesh, batch))
+    return _stream_program(vqvae, batch, mesh, dtype, vqvae.levels - 1, decode=False)
+
+
+def audio_program(vqvae: presets.VQVAE, batch: int, mesh: AnyMesh, dtype: Any = jnp.float32) -> Program:
+    """One chunk of bottom codes to audio, as ``decode_long`` runs it. ``extras``: ``samples`` of the chunk.
+
+    Raises:
+        UserError: the mesh does not divide the batch.
+    """
+    return _stream_program(vqvae, batch, mesh, dtype, 0, decode=True)
+
+
+def _stream_program(vqvae: presets.VQVAE, batch: int, mesh: AnyMesh, dtype: Any, level: int, decode: bool) -> Program:
+    model, rows = VQVAE(vqvae, dtype), batch_sharding(_dividing(mesh, batch))
     hop = vqvae.hop_lengths[level]
-    samples = vqvae_stream.CHUNK // hop * hop
+    length = vqvae_stream.CHUNK // hop * (1 if decode else hop)
 
     def start(rng: jax.Array) -> Any:
-        variables = model.init(rng, jnp.zeros((1, hop, 1)))
-        stack: Any = model.apply(variables, level, method="encoder")
+        variables = model.init(rng, jnp.zeros((1, vqvae.hop_lengths[-1], 1)))
+        stack: Any = model.apply(variables, level, method="decoder" if decode else "encoder")
         codebook = variables["codebook"][f"level_{level}"]["codebook"]
-        return (stack, codebook), conv_stack.init_carry(stack, samples, batch)
+        return (stack, codebook), conv_stack.init_carry(stack, length, batch)
 
     weights, carry = jax.eval_shape(lambda: start(jax.random.key(0)))
-    piece = jax.ShapeDtypeStruct((batch, samples, 1), jnp.float32, sharding=rows)
+    shape, kind = ((batch, length), jnp.int32) if decode else ((batch, length, 1), jnp.float32)
+    piece = jax.ShapeDtypeStruct(shape, kind, sharding=rows)
     integer = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
-    fn = jax.jit(functools.partial(vqvae_stream.advance, decode=False), donate_argnums=2)
+    fn = jax.jit(functools.partial(vqvae_stream.advance, decode=decode), donate_argnums=2)
     args = (*_placed(weights, replicated(mesh)), _placed(carry, rows), piece, integer, integer)
-    return Program(fn, args, mesh, {"samples": batch * samples})
+    return Program(fn, args, mesh, {"samples": batch * (length * hop if decode else length)})
 
 
-def decode_floor_bytes(preset: presets.Prior, batch: int, mesh: Mesh | AbstractMesh, dtype: Any = jnp.bfloat16) -> int:
+def decode_floor_bytes(preset: presets.Prior, batch: int, mesh: AnyMesh, dtype: Any = jnp.bfloat16) -> int:
     """HBM bytes that one step must move on one device, at the end of the context: every weight once, of every cache
     the slots that the position may look at, and the logits. Plain arithmetic, no padding."""
     t, size, tensor = preset.transformer, jnp.dtype(dtype).itemsize, mesh.shape["tensor"]
@@ -121,19 +137,19 @@ def decode_floor_bytes(preset: presets.Prior, batch: int, mesh: Mesh | AbstractM
     return round(total + size * v * d / share(v) + 4 * items * v)
 
 
-def _dividing(mesh: Mesh, batch: int) -> Mesh:
+def _dividing(mesh: AnyMesh, batch: int) -> AnyMesh:
     split = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch % split:
         raise UserError(f"a batch of {batch} does not spread over data x fsdp = {split} devices: take a multiple")
     return mesh
 
 
-def _params(model: Prior, mesh: Mesh) -> Any:
+def _params(model: Prior, mesh: AnyMesh) -> Any:
     params = stored(model.config, model.dtype)
     return _placed(params, shardings_of(params, mesh, model.config.transformer.num_heads))
 
 
-def _conditioning(model: Prior, batch: int, mesh: Mesh) -> Any:
+def _conditioning(model: Prior, batch: int, mesh: AnyMesh) -> Any:
     """What ``decode.condition`` gives."""
     preset, upper, y = model.config, None, None
     if preset.labels is not None:
@@ -149,7 +165,7 @@ def _conditioning(model: Prior, batch: int, mesh: Mesh) -> Any:
     return _placed(cond, where)
 
 
-def _cache(model: Prior, batch: int, mesh: Mesh, params: Any, cond: Any) -> Any:
+def _cache(model: Prior, batch: int, mesh: AnyMesh, params: Any, cond: Any) -> Any:
     cache = jax.eval_shape(lambda params, cond: decode_form.init_cache(model, params, batch, cond), params, cond)
     places = decode_form.cache_places(model, cache, mesh)
     return jax.tree.map(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from jukebox_jax import presets
 from jukebox_jax.parallel.mesh import platform
@@ -90,7 +90,7 @@ class Experiment:
         """Heads of a prior's transformer."""
         return self.model.transformer.num_heads if isinstance(self.model, presets.Prior) else None
 
-    def check_mesh(self, mesh: Mesh) -> int:
+    def check_mesh(self, mesh: Mesh | AbstractMesh) -> int:
         """How many devices share a batch; raises ``UserError`` unless they divide it, and ``fsdp`` the width."""
         shards, fsdp = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["fsdp"]
         width = self.model.transformer.width if isinstance(self.model, presets.Prior) else fsdp

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from jukebox_jax import presets
 from jukebox_jax.models.flops import train_flops
@@ -21,7 +21,7 @@ from jukebox_jax.train.step import jit_step
 from jukebox_jax.train.task import prior_task, vqvae_task
 
 
-def train_program(experiment: Experiment, mesh: Mesh) -> Program:
+def train_program(experiment: Experiment, mesh: Mesh | AbstractMesh) -> Program:
     """The step that ``loop.train`` runs, on batches of stored codes (a prior) or audio (a VQ-VAE).
 
     ``experiment``: from ``experiment.from_config``; its batch size counts, its mesh does not. ``extras``: ``tokens``

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from jukebox_jax.parallel.sharding import shardings_of
 from jukebox_jax.train.optimizer import AdamState
@@ -47,7 +47,7 @@ def abstract(init: Callable[..., Any], transform: optax.GradientTransformation, 
     return jax.eval_shape(lambda rng: create(init(rng), transform), rng)
 
 
-def placed(state: TrainState, mesh: Mesh, num_heads: int | None = None) -> TrainState:
+def placed(state: TrainState, mesh: Mesh | AbstractMesh, num_heads: int | None = None) -> TrainState:
     """An abstract state whose leaves know their shardings: what to restore into, or to lower a step for."""
     shardings = shardings_of(state, mesh, num_heads)
     return jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), state, shardings)

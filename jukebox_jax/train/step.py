@@ -8,7 +8,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from jukebox_jax.parallel.sharding import replicated
 from jukebox_jax.train.experiment import Experiment
@@ -60,7 +60,7 @@ def make_step(
     return step
 
 
-def jit_step(loss: Loss, experiment: Experiment, where: TrainState, mesh: Mesh) -> Any:
+def jit_step(loss: Loss, experiment: Experiment, where: TrainState, mesh: Mesh | AbstractMesh) -> Any:
     """The step of an experiment: the state is donated, and the new one lies where the old one did.
 
     ``where``: the placed abstract state (``state.placed``).

@@ -1,0 +1,162 @@
+"""Compile every certificate and write the table (``make certify``).
+
+    python certificates/make.py              all of them, one after the other
+    python certificates/make.py --missing    only those without a file
+    python certificates/make.py NAME ...     only these (the part of the file's name before .json)
+    python certificates/make.py --table      only the table, from the files
+
+A certificate that fails its limits, or no longer fits, ends in exit code 1, after the rest."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jukebox_jax.certify import compile, prices, report
+from jukebox_jax.certify.certificate import Certificate
+from jukebox_jax.certify.compile import Request
+from jukebox_jax.certify.limits import broken
+from jukebox_jax.certify.plan import predict
+from jukebox_jax.certify.programs import resolve
+from jukebox_jax.certify.topology import parse
+
+HERE = Path(__file__).parent
+# file name's end: topology, slices
+PLACES = {
+    "v5e-1": ("v5e:1x1", 1), "v5e-8": ("v5e:2x4", 1), "v5e-256": ("v5e:16x16", 1), "v6e-8": ("v6e:2x4", 1),
+    "v6e-256": ("v6e:16x16", 1), "v5p-16": ("v5p:2x2x2", 1), "v5p-512": ("v5p:4x8x8", 1),
+    "2xv5e-256": ("v5e:16x16", 2), "tpu7x-8": ("tpu7x:2x2x2", 1), "tpu7x-64": ("tpu7x:4x4x4", 1),
+}  # fmt: skip
+
+
+class Entry(NamedTuple):
+    """One certificate. ``batch_size`` and ``mesh`` None: the config's, or ``programs.resolve``'s."""
+
+    config: str
+    program: str
+    place: str
+    batch_size: int | None = None
+    mesh: dict[str, int] | None = None
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return f"{self.config}_{self.program}_{self.place}"
+
+    @property
+    def request(self) -> Request:
+        topology, slices = PLACES[self.place]
+        return Request(
+            f"configs/{self.config}.py", self.program, topology, slices, self.batch_size, self.mesh, self.overrides
+        )
+
+
+BIG = ("prior_5b", "prior_5b_lyrics")
+TRAINED = [
+    *(Entry(c, "train", "v5e-256") for c in BIG),
+    *(Entry(c, "train", "v6e-256") for c in BIG),
+    *(Entry(c, "train", "v5p-512") for c in BIG),
+    *(Entry(c, "train", "2xv5e-256", 1024) for c in BIG),
+    *(Entry(c, "train", "tpu7x-64") for c in BIG),
+    *(Entry("prior_1b_lyrics", "train", place) for place in ("v5e-256", "v6e-256", "v5p-512")),
+    *(Entry("upsampler_level_0", "train", place, 256) for place in ("v5e-256", "v6e-256", "v5p-512")),
+    Entry("prior_1b_lyrics", "train", "v5e-8", 16),
+    Entry("upsampler_level_0", "train", "v5e-8", 16),
+    Entry("vqvae", "train", "v5e-8", 32),
+    Entry("vqvae", "train", "v5e-256", 256),
+]
+DECODED = [
+    Entry("prior_1b_lyrics", "decode", "v5e-1"),
+    *(Entry(c, "decode", place) for c in BIG for place in ("v5e-8", "v6e-8", "v5p-16", "tpu7x-8")),
+    *(Entry("prior_1b_lyrics", "decode", place) for place in ("v5e-8", "v6e-8")),
+    Entry("upsampler_level_0", "decode", "v5e-1"),
+    *(Entry("upsampler_level_0", "decode", place) for place in ("v5e-8", "v6e-8")),
+    *(Entry(c, "prefill", "v5e-8") for c in (*BIG, "prior_1b_lyrics", "upsampler_level_0")),
+    *(Entry("vqvae", program, "v5e-8") for program in ("encode", "decode")),
+]
+ENTRIES = {entry.name: entry for entry in (*DECODED, *TRAINED)}
+
+
+def make(entry: Entry) -> list[str]:
+    """Compile one, write its file; what is wrong with it."""
+    answer = compile.run(entry.request)["certificate"]
+    certificate = Certificate.from_json(answer)
+    answer["plan"] = planned(entry.request)
+    (HERE / f"{entry.name}.json").write_text(json.dumps(answer, indent=1) + "\n", encoding="utf-8")
+    kind = certificate.topology.partition(":")[0]
+    print("\n".join(report.lines(certificate, prices.price(kind))), flush=True)
+    return broken(certificate)
+
+
+def planned(request: Request) -> dict[str, Any]:
+    """What ``jukebox plan`` predicts of the same."""
+    where = parse(request.topology, request.num_slices)
+    wanted = resolve(
+        request.config, request.program, where.num_devices, batch_size=request.batch_size, mesh=request.mesh,
+        overrides=request.overrides,
+    )  # fmt: skip
+    found = predict(wanted, where)
+    return {"arguments": found.arguments, "peak": found.peak, "flops": found.flops}
+
+
+def table() -> str:
+    """README.md's table, of the files that are there."""
+    head = [
+        "model", "program", "chips", "mesh", "batch", "HBM peak / limit", "FLOPs / model's", "HBM bytes / floor",
+        "at least", "bound by", "audio s per chip-hour, at most",
+    ]  # fmt: skip
+    rows = [head]
+    for name in ENTRIES:
+        path = HERE / f"{name}.json"
+        if not path.exists():
+            continue
+        c = Certificate.from_json(json.loads(path.read_text(encoding="utf-8")))
+        r = report.certificate_rates(c, None)
+        place = name.rpartition("_")[2]
+        model = name.removesuffix(f"_{c.program}_{place}")
+        mesh = " ".join(f"{axis} {size}" for axis, size in c.mesh.items() if size > 1) or "-"
+        rows.append([
+            f"[{model}]({name}.json)", c.program, f"{place} ({c.chips})", mesh, str(c.batch_size),
+            f"{report.gib(c.memory.peak)} / {report.gib(c.memory.limit)}" + ("" if c.fits else " **does not fit**"),
+            f"{c.flops_ratio:.3f}" if c.flops_ratio else "", f"{c.floor_ratio:.3f}" if c.floor_ratio else "",
+            f"{report.duration(r.seconds)} per {c.work.unit}" if r else "not counted",
+            c.roofline.bound if c.roofline else "", f"{r.audio_per_chip_hour:,.0f}" if r else "",
+        ])  # fmt: skip
+    return "\n".join(report.table(rows)) + "\n"
+
+
+def write_table() -> None:
+    """Put the table between the marks of README.md."""
+    path = HERE / "README.md"
+    before, mark, rest = path.read_text(encoding="utf-8").partition("<!-- table -->\n")
+    _, end, after = rest.partition("<!-- end -->\n")
+    assert mark and end, "README.md has lost the marks around its table"
+    path.write_text(before + mark + table() + end + after, encoding="utf-8")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--missing", action="store_true")
+    parser.add_argument("--table", action="store_true")
+    args = parser.parse_args()
+    failures = []
+    for name in () if args.table else args.names or ENTRIES:
+        if args.missing and (HERE / f"{name}.json").exists():
+            continue
+        clock = time.monotonic()
+        print(f"--- {name}", flush=True)
+        failures += [f"{name}: {problem}" for problem in make(ENTRIES[name])]
+        print(f"--- {time.monotonic() - clock:.0f} s", flush=True)
+        write_table()
+    write_table()
+    print("\n".join(failures), file=sys.stderr)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

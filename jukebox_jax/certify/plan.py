@@ -1,0 +1,140 @@
+"""What a program will need and take, by arithmetic: no compiler, a few seconds for any model.
+
+Arguments are summed from the real program's shapes and shardings. FLOPs are those of the definition plus what
+rematerialisation repeats. Temporaries of a training step are modelled; the constants at the top say how, and
+``tests/certify/test_plan.py`` holds the model against every certificate in ``certificates/``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jukebox_jax import presets
+from jukebox_jax.certify.certificate import Work
+from jukebox_jax.certify.programs import Wanted, build
+from jukebox_jax.certify.roofline import Roofline
+from jukebox_jax.certify.topology import Topology
+from jukebox_jax.models.flops import repeated_flops
+from jukebox_jax.parallel.mesh import abstract_mesh
+from jukebox_jax.parallel.program import Program
+from jukebox_jax.parallel.sharding import logical
+
+STREAMS = 9.3  # activations of one layer in work at a time, in streams
+LANES, SUBLANES = 128, 8  # arrays lie in tiles of so many minor elements and rows
+
+
+class Prediction(NamedTuple):
+    """Of one device. ``memory`` is None where only a compiler can say."""
+
+    arguments: int
+    temporaries: int | None
+    limit: int
+    flops: float  # per unit
+    roofline: Roofline  # of one unit
+    work: Work
+
+    @property
+    def peak(self) -> int | None:
+        return None if self.temporaries is None else self.arguments + self.temporaries
+
+    @property
+    def fits(self) -> bool | None:
+        """None where the memory is not predicted."""
+        return None if self.peak is None else self.peak <= self.limit
+
+
+def predict(wanted: Wanted, where: Topology) -> Prediction:
+    """One program on ``where``.
+
+    Raises:
+        UserError: the mesh does not divide the batch.
+    """
+    mesh = abstract_mesh(wanted.mesh, where.num_devices, "tpu")
+    program, work = build(wanted, mesh)
+    arguments = sum(map(physical, jax.tree.leaves(program.args)))
+    if wanted.program == "train" and isinstance(wanted.model, presets.Prior):
+        temporaries, flops, hbm = _training(wanted, wanted.model, program, work)
+    elif wanted.program == "decode" and isinstance(wanted.model, presets.Prior):
+        temporaries, flops, hbm = 0, work.model_flops or 0.0, work.floor_bytes or 0.0
+    else:
+        temporaries, flops, hbm = None, work.model_flops or 0.0, float(arguments)
+    flops /= where.num_devices
+    share = where.chip.devices
+    ici, dcn = _transfers(wanted, where, program, work)
+    bound = Roofline(
+        flops * share / where.chip.flops, hbm * share / where.chip.hbm, ici * share / where.chip.ici,
+        dcn * share / where.chip.dcn, 0.0,
+    )  # fmt: skip
+    return Prediction(arguments, temporaries, where.chip.hbm_limit, flops, bound, work)
+
+
+def physical(leaf: Any) -> int:
+    """Bytes of one device's share of an argument, in the layout that pads least: two axes are cut into tiles."""
+    shape = leaf.sharding.shard_shape(leaf.shape)
+    size = leaf.dtype.itemsize
+    if len(shape) < 2:
+        return math.prod(shape) * size
+    return size * min(
+        math.prod(_up(n, LANES) if i == minor else _up(n, SUBLANES) if i == second else n for i, n in enumerate(shape))
+        for minor, second in itertools.permutations(range(len(shape)), 2)
+    )
+
+
+def _up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
+
+
+def _training(wanted: Wanted, model: presets.Prior, program: Program, work: Work) -> tuple[int | None, float, float]:
+    """Temporaries, FLOPs of all devices, a floor of HBM bytes: state read and written, activations kept and read."""
+    experiment = wanted.experiment
+    assert experiment is not None
+    rows = wanted.batch_size // (wanted.mesh["data"] * wanted.mesh["fsdp"]) // experiment.accumulate
+    repeated = repeated_flops(model, experiment.remat, experiment.loss_chunks)
+    flops = (work.model_flops or 0.0) + wanted.batch_size * repeated
+    state, t = program.args[0], model.transformer
+    kept = rows * t.depth * stream(t)
+    hbm = 2.0 * sum(map(physical, jax.tree.leaves(state))) + 2 * experiment.accumulate * kept
+    return (_temporaries(wanted, model, state.params, rows) if experiment.remat else None), flops, hbm
+
+
+def stream(t: presets.Transformer) -> int:
+    """Bytes of one row's activations between two layers, bfloat16."""
+    return 2 * t.length * _up(t.width, LANES)
+
+
+def _temporaries(wanted: Wanted, model: presets.Prior, params: Any, rows: int) -> int:
+    """Of a step that recomputes every layer: see the constants."""
+    t, experiment = model.transformer, wanted.experiment
+    assert experiment is not None
+    kept = rows * t.depth * stream(t)
+    gradients = sum(map(physical, jax.tree.leaves(params)))
+    tables = sum(4 * leaf.size for path, leaf in jax.tree_util.tree_leaves_with_path(params) if _whole(path, leaf))
+    logits = 4 * rows * t.length // experiment.loss_chunks * _up(model.vocab_size, LANES)
+    return round(kept + gradients + 2 * tables + STREAMS * rows * stream(t) + logits)
+
+
+def _whole(path: Any, leaf: Any) -> bool:
+    """Whether a step gathers a parameter before its loops: tables, and all that is not stacked."""
+    return logical(tuple(str(getattr(e, "key", e)) for e in path), len(leaf.shape))[:1] != ("layers",)
+
+
+def _transfers(wanted: Wanted, where: Topology, program: Program, work: Work) -> tuple[float, float]:
+    """Bytes that one device sends per unit, within a slice and between slices."""
+    if wanted.program != "train" or isinstance(wanted.model, presets.VQVAE):
+        return 0.0, 0.0
+    fsdp, tensor = wanted.mesh["fsdp"], wanted.mesh["tensor"]
+    weights = work.weight_bytes or 0.0
+    ici = 3 * weights * (fsdp - 1) / fsdp  # gathered forward and backward, gradients scattered
+    model, rows = wanted.model, wanted.batch_size // (wanted.mesh["data"] * fsdp)
+    if tensor > 1:  # activations are summed after attention and MLP: forward, again, and backward
+        ici += 6 * rows * model.transformer.depth * stream(model.transformer) * 2 * (tensor - 1) / tensor
+    slices = where.num_slices
+    dcn = 2 * (slices - 1) / slices * 2 * sum(
+        np.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(program.args[0].params)
+    )  # fmt: skip
+    return ici, float(dcn)

@@ -1,0 +1,79 @@
+"""``jukebox certify``: compile a program for TPUs that are not here, and say whether it fits and what it costs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from jukebox_jax.types import UserError
+
+HELP = "compile for TPUs without one: does it fit, what does it do, what will it cost"
+EXAMPLE = "jukebox certify --config=configs/prior_5b.py --topology=v5e:16x16 --program=train --json=certificate.json"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags; ``--config.key.sub=value`` changes any setting of the config."""
+    parser.add_argument("--config", required=True, metavar="FILE.py[:ARGS]", help="the experiment, or its model")
+    parser.add_argument(
+        "--topology", required=True, help="v5e:16x16, v5p:4x8x8, tpu7x:2x2x1; or v5e-256 (cuda:8 for eight GPUs)"
+    )
+    parser.add_argument("--num_slices", type=int, default=1, help="slices of that topology, over the slow network")
+    parser.add_argument("--program", default="train", help="train, prefill, decode (a VQ-VAE's: to audio) or encode")
+    parser.add_argument("--batch_size", type=int, help="rows of all devices together (default: config, or 16)")
+    parser.add_argument("--mesh", help="such as data=4,fsdp=64 (default: config's, or heads over tensor, rest data)")
+    parser.add_argument("--platform", default="tpu", help="tpu, or cuda: lowered only, not compiled")
+    parser.add_argument("--json", metavar="FILE", help="write the certificate")
+    add_prices(parser)
+
+
+def add_prices(parser: argparse.ArgumentParser) -> None:
+    """Flags of what a chip costs."""
+    group = parser.add_argument_group("prices (default: list prices of 2025 in US dollars)")
+    group.add_argument("--prices", metavar="FILE", help='JSON such as {"v5e": 0.6}: dollars per chip and hour')
+    group.add_argument("--price_per_chip_hour", type=float, help="for this command, whatever the chip")
+
+
+def parse_mesh(text: str | None) -> dict[str, int] | None:
+    """``data=4,fsdp=64`` -> sizes; axes that are not named are 1."""
+    if text is None:
+        return None
+    sizes = {"data": 1, "fsdp": 1, "tensor": 1}
+    for item in text.split(","):
+        name, _, size = item.partition("=")
+        if name not in sizes or not size.lstrip("-").isdigit():
+            raise UserError(f"--mesh={text}: write sizes of data, fsdp and tensor such as data=4,fsdp=64")
+        sizes[name] = int(size)
+    return sizes
+
+
+def main(args: argparse.Namespace) -> int:
+    """1 if the program does not fit, or cannot be counted without a guess."""
+    from jukebox_jax.certify import compile, prices, report, topology
+    from jukebox_jax.certify.certificate import Certificate
+
+    request = compile.Request(
+        args.config, args.program, args.topology, args.num_slices, args.batch_size, parse_mesh(args.mesh),
+        tuple(args.overrides), args.platform,
+    )  # fmt: skip
+    if request.platform == "cuda":
+        answer = compile.run(request)
+        print("\n".join(_lowered(answer["lowered"])))
+    else:
+        chip = topology.parse(args.topology, args.num_slices).chip
+        price = prices.price(chip.kind, args.prices, args.price_per_chip_hour)
+        answer = compile.run(request)
+        certificate = Certificate.from_json(answer["certificate"])
+        print("\n".join(report.lines(certificate, price)))
+    if args.json:
+        Path(args.json).write_text(json.dumps(next(iter(answer.values())), indent=1) + "\n", encoding="utf-8")
+    return 0 if request.platform == "cuda" or certificate.sound else 1
+
+
+def _lowered(found: dict) -> list[str]:
+    mesh = " x ".join(f"{axis}={size}" for axis, size in found["mesh"].items())
+    return [
+        f"lowered for {found['devices']} GPUs (mesh {mesh}, batch {found['batch_size']}) in"
+        f" {found['lower_seconds']:.1f} s: {found['lines']:,} lines of StableHLO, {found['kernels']} Triton kernels",
+        "lowering only: without the GPU compiler, memory, FLOPs and time are not known",
+    ]
