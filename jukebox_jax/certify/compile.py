@@ -24,6 +24,10 @@ from jukebox_jax.types import UserError, choose
 PLATFORMS = ("tpu", "cuda")
 
 
+class CompilerFailed(RuntimeError):
+    """Neither a program nor a refusal: the last that the compiler said."""
+
+
 @dataclass(frozen=True)
 class Request:
     """What to compile. ``batch_size`` and ``mesh`` None: see ``programs.resolve``. Eight GPUs: topology ``cuda:8``."""
@@ -49,7 +53,7 @@ def run(request: Request) -> dict[str, Any]:
 
     Raises:
         UserError: what was asked for makes no program, or the compiler is missing.
-        RuntimeError: the compiler has crashed; the message ends with the last it said.
+        CompilerFailed: it crashed, or met a program that it can't compile.
     """
     if request.platform == "tpu":
         topology.check_compiler()
@@ -61,7 +65,7 @@ def run(request: Request) -> dict[str, Any]:
     )  # fmt: skip
     line = done.stdout.strip().rpartition("\n")[2]
     if done.returncode or not line.startswith("{"):
-        raise RuntimeError(f"the compiler ended with {done.returncode}:\n{done.stderr[-4000:]}")
+        raise CompilerFailed(f"the compiler ended with {done.returncode}:\n{done.stderr[-4000:]}")
     answer = json.loads(line)
     if "error" in answer:
         raise UserError(answer["error"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from jukebox_jax.types import UserError
@@ -56,18 +57,23 @@ def main(args: argparse.Namespace) -> int:
         args.config, args.program, args.topology, args.num_slices, args.batch_size, parse_mesh(args.mesh),
         tuple(args.overrides), args.platform,
     )  # fmt: skip
-    if request.platform == "cuda":
-        answer = compile.run(request)
-        print("\n".join(_lowered(answer["lowered"])))
-    else:
+    price = None
+    if request.platform == "tpu":
         chip = topology.parse(args.topology, args.num_slices).chip
         price = prices.price(chip.kind, args.prices, args.price_per_chip_hour)
-        answer = compile.run(request)
-        certificate = Certificate.from_json(answer["certificate"])
-        print("\n".join(report.lines(certificate, price)))
+    try:
+        ((kind, found),) = compile.run(request).items()
+    except compile.CompilerFailed as error:
+        print(f"jukebox certify: {error}", file=sys.stderr)
+        return 1
     if args.json:
-        Path(args.json).write_text(json.dumps(next(iter(answer.values())), indent=1) + "\n", encoding="utf-8")
-    return 0 if request.platform == "cuda" or certificate.sound else 1
+        Path(args.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if kind == "lowered":
+        print("\n".join(_lowered(found)))
+        return 0
+    certificate = Certificate.from_json(found)
+    print("\n".join(report.lines(certificate, price)))
+    return 0 if certificate.sound else 1
 
 
 def _lowered(found: dict) -> list[str]:

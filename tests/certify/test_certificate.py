@@ -158,6 +158,17 @@ def test_uncounted_programs_fail(certified):
     assert certified(make(TEXT.replace("direction=LT", "direction=EQ")))[0] == 1
 
 
+def test_a_crash_of_the_compiler_is_told(monkeypatch, capsys):
+    class Done:
+        returncode, stdout, stderr = -6, "", "F0000 Check failed: something"
+
+    monkeypatch.setattr(compile.subprocess, "run", lambda *args, **kwargs: Done)
+    from jukebox_jax import __main__ as dispatcher
+
+    assert dispatcher.main(["certify", "--config=configs/prior_5b.py", "--topology=cuda:8", "--platform=cuda"]) == 1
+    assert "the compiler ended with -6" in capsys.readouterr().err
+
+
 def test_meshes_in_words():
     assert command.parse_mesh("data=4,fsdp=64") == {"data": 4, "fsdp": 64, "tensor": 1}
     assert command.parse_mesh(None) is None

@@ -9,6 +9,8 @@ import pytest
 
 from jukebox_jax import __main__ as dispatcher
 from jukebox_jax import presets
+from jukebox_jax.certify.certificate import Certificate
+from jukebox_jax.certify.limits import broken
 from jukebox_jax.certify.plan import predict
 from jukebox_jax.certify.programs import resolve
 from jukebox_jax.certify.songs import plan_songs
@@ -83,6 +85,13 @@ def test_the_plan_of_every_certificate(path):
         assert c["plan"]["peak"] == pytest.approx(c["memory"]["peak"], rel=0.05)
     if c["flops"] is not None and c["program"] == "train" and "vqvae" not in path.stem:
         assert c["plan"]["flops"] == pytest.approx(c["flops"], rel=0.05)
+
+
+@pytest.mark.parametrize("path", CERTIFICATES, ids=lambda path: path.stem)
+def test_every_certificate_keeps_its_limits(path):
+    """The acceptance lines of pods: FLOPs, peak and gathers of 5B on v5e-256, bytes per decoded token."""
+    found = Certificate.from_json(certificate(path))
+    assert found.fits and broken(found) == []
 
 
 @pytest.mark.parametrize("name", ["prior_1b_lyrics_decode_v5e-1", "prior_5b_decode_v5e-8"])
