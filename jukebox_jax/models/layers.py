@@ -14,6 +14,8 @@ from jukebox_jax import presets
 from jukebox_jax.models import cache as kv_cache
 from jukebox_jax.models.pattern import Kind
 from jukebox_jax.ops import attention, attention_xla, blocks
+from jukebox_jax.parallel.mesh import platform
+from jukebox_jax.parallel.sharding import constrain, per_device
 
 Dtype = Any
 
@@ -48,6 +50,7 @@ class Layer(nn.Module):
     num_lyrics: int = 0
     dtype: Dtype = jnp.float32
     implementation: str = "auto"
+    padding: int = 0  # positions behind each block that are not there, so that kernels find whole tiles
 
     def setup(self):
         c = self.config
@@ -79,11 +82,19 @@ class Layer(nn.Module):
     def attend(self, q: Float[Array, "b t S"], k: Float[Array, "b s S"], v: Float[Array, "b s S"]):
         """This layer's kind of attention; ``t`` is the context or a prefix of whole blocks."""
         c = self.config
-        num_blocks = c.num_blocks and q.shape[1] // c.block_length
-        return attention.attend(
-            self.kind.value, q, k, v, num_heads=c.num_heads, num_blocks=num_blocks, prefix=self.sizes.prefix,
-            spread=c.spread or 1, implementation=self.implementation,
-        )  # fmt: skip
+        q, k, v = (constrain(y, "batch", None, "heads", num_heads=c.num_heads) for y in (q, k, v))
+        where = dict(num_blocks=c.num_blocks and q.shape[1] // (c.block_length + self.padding), platform=platform())
+        implementation = attention.resolve(
+            self.kind.value, q, num_heads=c.num_heads, implementation=self.implementation, **where
+        )
+
+        def run(q, k, v, num_heads):
+            return attention.attend(
+                self.kind.value, q, k, v, num_heads=num_heads, prefix=self.sizes.prefix, spread=c.spread or 1,
+                padding=self.padding, implementation=implementation, **where,
+            )  # fmt: skip
+
+        return per_device(run, c.num_heads, q, k, v) if implementation == "pallas" else run(q, k, v, c.num_heads)
 
     def mix(self, h: Float[Array, "b t d"], lyrics: Any = None) -> Float[Array, "b t d"]:
         """Attention and its projections over a normalised stream: ``a`` of the class's formula."""
@@ -146,4 +157,6 @@ class _MLP(nn.Module):
     @nn.compact
     def __call__(self, x):
         h = nn.Dense(self.hidden, dtype=self.dtype, kernel_init=self.kernel_init, name="in")(x)
+        if h.ndim == 3:
+            h = constrain(h, "batch", None, "mlp")
         return nn.Dense(self.width, dtype=self.dtype, kernel_init=self.output_init, name="out")(quick_gelu(h))

@@ -20,6 +20,7 @@ from jukebox_jax import presets
 from jukebox_jax.models import cache as kv_cache
 from jukebox_jax.models.layers import Dtype, Layer
 from jukebox_jax.models.pattern import Kind, locate, segments
+from jukebox_jax.ops import attention, attention_pallas
 from jukebox_jax.parallel.mesh import platform
 from jukebox_jax.parallel.sharding import constrain, whole
 from jukebox_jax.types import UserError
@@ -64,10 +65,17 @@ class Transformer(nn.Module):
     def scanned(self) -> bool:
         return scan_by_default() if self.scan_layers is None else self.scan_layers
 
-    def layer(self, kind: Kind) -> Layer:
+    @property
+    def padding(self) -> int:
+        """Positions to add to each block of a whole stream, where that gives the kernels whole tiles."""
+        c = self.config
+        on_tpu = platform() == "tpu" and self.implementation != "xla"
+        return -c.block_length % attention_pallas.ROWS if on_tpu and c.num_blocks else 0
+
+    def layer(self, kind: Kind, padding: int = 0) -> Layer:
         """A layer without parameters of its own: they are passed to ``apply``, sliced from a stack."""
         return Layer(
-            self.config, kind, self.prime_length, self.num_lyrics, self.dtype, self.implementation, parent=None
+            self.config, kind, self.prime_length, self.num_lyrics, self.dtype, self.implementation, padding, parent=None
         )
 
     def __call__(
@@ -79,7 +87,11 @@ class Transformer(nn.Module):
             y = layer.apply({"params": whole(params, self.dtype)}, x, lyrics)
             return constrain(jnp.asarray(y), "batch", "length", None), None
 
-        return self._run(forward, x, num_layers)[0].astype(jnp.float32)
+        padding, num_blocks = self.padding, self.config.num_blocks
+        if padding:
+            x = attention.pad(x.astype(self.dtype), num_blocks, padding)
+        x = self._run(forward, x, num_layers, padding)[0]
+        return (attention.strip(x, num_blocks, padding) if padding else x).astype(jnp.float32)
 
     def prefill(self, x: Float[Array, "b t d"], lyrics, known):
         """Forward over a prefix of whole blocks; also the caches for a step at position ``known``."""
@@ -90,7 +102,7 @@ class Transformer(nn.Module):
         x, caches = self._run(forward, x)
         return x.astype(jnp.float32), caches
 
-    def _run(self, forward: Callable, x, num_layers: int | None = None):
+    def _run(self, forward: Callable, x, num_layers: int | None = None, padding: int = 0):
         """Run ``forward(layer, params, x) -> x, y`` through the layers; the ys are stacked as the parameters are."""
         x, ys, left = x.astype(self.dtype), {}, self.config.depth if num_layers is None else num_layers
         if self.remat:
@@ -100,7 +112,7 @@ class Transformer(nn.Module):
             def group(x, params, kinds=kinds):
                 y = {}
                 for j, kind in enumerate(kinds):
-                    x, y[f"layer_{j}"] = forward(self.layer(kind), params[f"layer_{j}"], x)
+                    x, y[f"layer_{j}"] = forward(self.layer(kind, padding), params[f"layer_{j}"], x)
                 return x, y
 
             whole, rest = divmod(min(left, repeats * len(kinds)), len(kinds))

@@ -20,6 +20,7 @@ from jukebox_jax.ops import attention_pallas_tpu as tpu
 from jukebox_jax.ops.attention_pallas_tpu import Problem
 
 KINDS = ("block", "column", "previous")
+ROWS = tpu.SUBLANES  # on a TPU blocks of a multiple of this many positions lie in memory as the stream does
 BODIES = {"tpu": tpu, "gpu": gpu}
 
 
