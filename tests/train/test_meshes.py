@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable
 
 import jax
@@ -85,7 +86,11 @@ def run(part: str, shape: dict[str, int] | None):
 
 @functools.cache
 def initial(part: str):
-    return jax.device_get(case(part)[0].init(jax.random.key(0)))
+    """Parameters at random; codebooks empty, to be filled from the first batch."""
+    rng = np.random.default_rng(1)
+    shapes = jax.eval_shape(case(part)[0].init, jax.random.key(0))
+    params = jax.tree.map(lambda s: rng.normal(0, 0.1, s.shape).astype(np.float32), shapes.pop("params"))
+    return {"params": params} | jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
 
 
 @functools.cache
@@ -97,9 +102,13 @@ def alone(part: str):
 MESHES = {"8x1x1": (8, 1, 1), "1x8x1": (1, 8, 1), "2x2x2": (2, 2, 2), "1x2x4": (1, 2, 4)}
 
 
-@pytest.mark.parametrize("part", ["vqvae", "lyrics", "upsampler"])
-@pytest.mark.parametrize("mesh", MESHES)
-def test_eight_devices_are_one(part: str, mesh: str):
+SOON = ("vqvae-8x1x1", "lyrics-2x2x2", "lyrics-1x8x1", "upsampler-1x2x4")  # the others: tests/chaos/all_meshes.py
+CASES = [f"{part}-{mesh}" for part in ("vqvae", "lyrics", "upsampler") for mesh in MESHES]
+
+
+@pytest.mark.parametrize("name", [c for c in CASES if c in SOON or "ALL_MESHES" in os.environ])
+def test_eight_devices_are_one(name: str):
+    part, _, mesh = name.partition("-")
     expected, expected_losses = alone(part)
     shape = dict(zip(("data", "fsdp", "tensor"), MESHES[mesh], strict=True))
     state, losses = run(part, shape)
@@ -120,10 +129,10 @@ def test_eight_devices_are_one(part: str, mesh: str):
         "transformer/segment_0/layer_0/attention/output/kernel": (None, heads, fsdp),
         "embedding": (tensor, fsdp),
     }
-    for name, place in places.items():
-        matches = [spec for path, spec in found.items() if path.partition("/")[2].startswith(name)]
-        assert all(strip(spec) == strip(place) for spec in matches), (name, matches)
-        assert bool(matches) == ((name == "encoder_0") == (part == "vqvae"))
+    for begin, place in places.items():
+        matches = [spec for path, spec in found.items() if path.partition("/")[2].startswith(begin)]
+        assert all(strip(spec) == strip(place) for spec in matches), (begin, matches)
+        assert bool(matches) == ((begin == "encoder_0") == (part == "vqvae"))
 
 
 def strip(spec) -> tuple:
