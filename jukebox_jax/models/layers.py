@@ -83,7 +83,9 @@ class Layer(nn.Module):
         """This layer's kind of attention; ``t`` is the context or a prefix of whole blocks."""
         c = self.config
         q, k, v = (constrain(y, "batch", None, "heads", num_heads=c.num_heads) for y in (q, k, v))
-        where = dict(num_blocks=c.num_blocks and q.shape[1] // (c.block_length + self.padding), platform=platform())
+        where: dict[str, Any] = dict(
+            num_blocks=c.num_blocks and q.shape[1] // (c.block_length + self.padding), platform=platform()
+        )
         implementation = attention.resolve(
             self.kind.value, q, num_heads=c.num_heads, implementation=self.implementation, **where
         )

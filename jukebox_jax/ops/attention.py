@@ -6,6 +6,8 @@ memory traffic, else XLA.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 
 from jukebox_jax.ops import attention_pallas as pallas
@@ -58,11 +60,11 @@ def attend(
         ``b t S`` in the dtype of v.
     """
     choose("attention kind", kind, KINDS)
-    options = dict(num_heads=num_heads, num_blocks=num_blocks)
+    options: dict[str, Any] = dict(num_heads=num_heads, num_blocks=num_blocks)
     if kind not in ("dense", "lyrics", "prime") and (num_blocks is None or q.shape[1] % num_blocks):
         raise UserError(f"{kind} attention needs num_blocks that divides {q.shape[1]} positions, not {num_blocks}")
     if resolve(kind, q, platform=platform, implementation=implementation, **options) == "pallas":
-        q, k, v = (to_blocks(x, num_blocks) for x in (q, k, v))
+        q, k, v = (to_blocks(x, num_blocks or 1) for x in (q, k, v))
         valid, interpret = q.shape[2] - padding, platform == "cpu"
         o = pallas.factored_attention(
             q, k, v, kind=kind, num_heads=num_heads, platform="tpu" if interpret else platform, valid=valid,
