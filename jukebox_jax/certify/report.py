@@ -129,11 +129,12 @@ def gib(size: int | None) -> str:
     return "?" if size is None else f"{size / GIB:.2f} GiB"
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: int | float) -> str:
     """Three digits in a unit that suits."""
-    for unit, scale in (("d", 86400.0), ("h", 3600.0), ("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
-        if seconds >= scale * (3 if unit in ("d", "h") else 1):
-            return f"{seconds / scale:.3g} {unit}"
+    units = (("d", 86400, 3), ("h", 3600, 3), ("min", 60, 3), ("s", 1, 1), ("ms", 1e-3, 1), ("us", 1e-6, 1))
+    for unit, scale, least in units:
+        if seconds >= scale * least:
+            return f"{seconds / scale:,.0f} {unit}" if seconds >= 1000 * scale else f"{seconds / scale:.3g} {unit}"
     return f"{seconds / 1e-9:.3g} ns"
 
 

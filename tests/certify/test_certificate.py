@@ -169,6 +169,14 @@ def test_a_crash_of_the_compiler_is_told(monkeypatch, capsys):
     assert "the compiler ended with -6" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(3e-7, "300 ns"), (2.5e-3, "2.5 ms"), (100, "100 s"), (2660, "44.3 min"), (72000, "20 h"), (3e8, "3,472 d")],
+)
+def test_durations(seconds, text):
+    assert report.duration(seconds) == text
+
+
 def test_meshes_in_words():
     assert command.parse_mesh("data=4,fsdp=64") == {"data": 4, "fsdp": 64, "tensor": 1}
     assert command.parse_mesh(None) is None
