@@ -79,7 +79,7 @@ def _train(args: argparse.Namespace, where, price: float | None) -> int:
     print(f"{steps:,} steps     {total:.4g} tokens, {duration(total / work.tokens * work.audio_seconds)} of audio")
     for share in sorted({1.0, args.efficiency}, reverse=True):
         r = rates(seconds / share, work.tokens, work.audio_seconds, where.chips, price)
-        cost = "" if r.dollars_per_unit is None else f", ${r.dollars_per_unit * steps:,.0f}"
+        cost = "" if r.dollars_per_unit is None else f", ${r.dollars_per_unit * steps:,.2f}"
         print(
             f"at {share:.0%} of the roofline  {duration(r.seconds * steps)}, {r.tokens_per_second:,.0f} tokens/s{cost}"
         )
