@@ -5,7 +5,10 @@ counted from the compiled text (``jukebox_jax.certify.hlo``): everything between
 wherever it lies, against the floor of reading q, k, v and writing o once (backward: q, k, v, do and dq, dk, dv).
 ``whole`` is the HBM traffic of the whole program, projections included, kernel / XLA.
 
-    python benchmarks/attention.py --chips=v5e,v6e --models=prior_5b --kinds=block,column --json=attention.json
+    python benchmarks/attention.py --chips=v5e,v6e --models=prior_5b --kinds=block,column
+
+The rows go to certificates/kernels/attention.json, over older ones of the same chip, model and kind, and all of them as
+a table to the README.md beside it. On tpu7x the text of some programs cannot be printed: then bytes are not counted.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import json
 import math
 import sys
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -171,25 +175,56 @@ def line(row: dict) -> str:
     )
 
 
+FOLDER = Path(__file__).parents[1] / "certificates" / "kernels"
+INTRODUCTION = """# Attention kernels
+
+One attention layer between its projections, bf16, batch 2, compiled by the real TPU compiler for chips that were not
+there (`python benchmarks/attention.py`), forward and backward. **forward** and **backward**: bytes between the
+projections, copies included, over the floor of q, k, v and o once, and of q, k, v, do, dq, dk and dv once; beside them
+what XLA's own attention moves. **whole**: HBM bytes of the whole program, projections included, kernel / XLA, forward
+and forward + backward. A dash: not counted (tpu7x cannot print some programs) or not compiled. Nothing was run.
+
+"""
+COLUMNS = ("chip", "model", "kind", "forward", "XLA", "backward", "XLA", "whole", "VMEM MiB", "compile s")
+
+
+def table(rows: list[dict]) -> str:
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
+    for row in rows:
+        text = line(row)
+        ends = [0, 6, 40, 50, 58, 65, 75, 82, 102, 114, 125]
+        cells = [text[a:b].strip() for a, b in zip(ends, ends[1:], strict=False)]
+        cells[7] = " / ".join(cells[7].split())
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def keep(row: dict) -> None:
+    """Write a row over its older self, and the table of all."""
+    FOLDER.mkdir(exist_ok=True)
+    file = FOLDER / "attention.json"
+    old = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    name = lambda r: (list(CHIPS).index(r["chip"]), list(layers()).index(r["model"]), r["kind"])  # noqa: E731
+    rows = sorted([r for r in old if name(r) != name(row)] + [row], key=name)
+    file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    (FOLDER / "README.md").write_text(INTRODUCTION + table(rows) + "\n", encoding="utf-8")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--chips", default="v5e", help=f"comma-separated, of {', '.join(CHIPS)}")
+    parser.add_argument("--chips", default=",".join(CHIPS), help=f"comma-separated, of {', '.join(CHIPS)}")
     parser.add_argument("--models", default=",".join(layers()), help="comma-separated presets")
     parser.add_argument("--kinds", default="block,column,previous")
     parser.add_argument("--implementations", default="pallas,xla")
     parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--json", help="also write the rows here")
     args = parser.parse_args()
-    rows = []
     print(HEADER)
     for chip in args.chips.split(","):
         for name in args.models.split(","):
             for kind in args.kinds.split(","):
-                rows.append(measure(chip, name, layers()[name], kind, args.batch, args.implementations.split(",")))
-                print(line(rows[-1]), flush=True)
-                if args.json:
-                    with open(args.json, "w", encoding="utf-8") as file:
-                        json.dump(rows, file, indent=1)
+                row = measure(chip, name, layers()[name], kind, args.batch, args.implementations.split(","))
+                print(line(row), flush=True)
+                keep(row)
     return 0
 
 

@@ -40,6 +40,7 @@ def prior(preset: presets.Prior) -> ConfigDict:
     with c.unlocked():
         c.vqvae = ""  # empty: the work directory
         c.remat = True  # recompute each layer in the backward pass
+        c.remat_layers = 1  # so many neighbours together: 2 halves the memory for activations, for 4 % more to compute
         c.loss_chunks = 1  # pieces of the sequence whose logits exist at one time
     c.optimizer.weight_decay = 0.01
     return c

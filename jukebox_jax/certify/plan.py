@@ -19,7 +19,7 @@ from jukebox_jax.certify.certificate import Work
 from jukebox_jax.certify.programs import Wanted, build
 from jukebox_jax.certify.roofline import Roofline
 from jukebox_jax.certify.topology import Topology
-from jukebox_jax.models.flops import repeated_flops
+from jukebox_jax.models.flops import kept_inputs, repeated_flops
 from jukebox_jax.parallel.mesh import abstract_mesh
 from jukebox_jax.parallel.program import Program
 from jukebox_jax.parallel.sharding import logical
@@ -102,10 +102,10 @@ def _training(wanted: Wanted, model: presets.Prior, program: Program, work: Work
     experiment = wanted.experiment
     assert experiment is not None
     rows = wanted.batch_size // (wanted.mesh["data"] * wanted.mesh["fsdp"]) // experiment.accumulate
-    repeated = repeated_flops(model, experiment.remat, experiment.loss_chunks)
+    repeated = repeated_flops(model, experiment.remat, experiment.loss_chunks, experiment.remat_layers)
     flops = (work.model_flops or 0.0) + wanted.batch_size * repeated
     state, t = program.args[0], model.transformer
-    kept = rows * t.depth * stream(t)
+    kept = rows * kept_inputs(t, experiment.remat_layers) * stream(t)
     hbm = 2.0 * sum(map(physical, jax.tree.leaves(state))) + 2 * experiment.accumulate * kept
     return (_temporaries(wanted, model, state.params, rows) if experiment.remat else None), flops, hbm
 
@@ -119,7 +119,7 @@ def _temporaries(wanted: Wanted, model: presets.Prior, params: Any, rows: int) -
     """Of a step that recomputes every layer: see the constants."""
     t, experiment = model.transformer, wanted.experiment
     assert experiment is not None
-    kept = rows * t.depth * stream(t)
+    kept = rows * kept_inputs(t, experiment.remat_layers) * stream(t)
     gradients = sum(map(physical, jax.tree.leaves(params)))
     tables = sum(4 * leaf.size for path, leaf in jax.tree_util.tree_leaves_with_path(params) if _whole(path, leaf))
     logits = 4 * rows * t.length // experiment.loss_chunks * _up(model.vocab_size, LANES)

@@ -12,7 +12,7 @@ import jax
 
 from jukebox_jax import presets
 from jukebox_jax.models.layers import prime_prefix
-from jukebox_jax.models.pattern import Kind, layer_kinds
+from jukebox_jax.models.pattern import Kind, layer_kinds, segments
 from jukebox_jax.models.prior import Prior
 from jukebox_jax.models.vqvae import VQVAE
 
@@ -63,15 +63,23 @@ def train_flops(config: presets.Prior) -> int:
     return 3 * forward_flops(config)
 
 
-def repeated_flops(config: presets.Prior, remat: bool, loss_chunks: int) -> int:
-    """What a training step on one window computes twice: every layer but for its last product, and the logits where
-    they exist in pieces only."""
+def kept_inputs(t: presets.Transformer, remat_layers: int = 1) -> int:
+    """Layers whose input a training step keeps when it recomputes ``remat_layers`` neighbours of a group together."""
+    return sum(repeats * -(-len(kinds) // remat_layers) for kinds, repeats in segments(t.pattern, t.depth))
+
+
+def repeated_flops(config: presets.Prior, remat: bool, loss_chunks: int, remat_layers: int = 1) -> int:
+    """What a training step on one window computes twice: layers, but for the last product before a kept input, and the
+    logits where they exist in pieces only."""
     t, lyrics, total = config.transformer, config.separate_lyrics, 0
     if remat:
         prefix = prime_prefix(config.merged_lyrics, t.num_blocks)
         stacks = [(t, prefix, lyrics.num_tokens)] + [(lyrics.encoder, 0, 0)] if lyrics else [(t, prefix, 0)]
         for stack, p, n in stacks:
-            total += transformer_flops(stack, p, n) - stack.depth * 2 * stack.length * stack.width * stack.mlp_dim
+            total += (
+                transformer_flops(stack, p, n)
+                - kept_inputs(stack, remat_layers) * 2 * stack.length * stack.width * stack.mlp_dim
+            )
     return total + (2 * t.length * t.width * config.vocab_size if loss_chunks > 1 else 0)
 
 

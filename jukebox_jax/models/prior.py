@@ -61,6 +61,7 @@ class LyricsEncoder(nn.Module):
     vocab_size: int
     dtype: Dtype = jnp.float32
     remat: bool = False
+    remat_layers: int = 1
     scan_layers: bool | None = None
     implementation: str = "auto"
 
@@ -68,8 +69,8 @@ class LyricsEncoder(nn.Module):
         self.core = Embedding(self.config, self.vocab_size, has_start=True)
         nn.share_scope(self, self.core)
         self.transformer = Transformer(
-            self.config, dtype=self.dtype, remat=self.remat, scan_layers=self.scan_layers,
-            implementation=self.implementation,
+            self.config, dtype=self.dtype, remat=self.remat, remat_layers=self.remat_layers,
+            scan_layers=self.scan_layers, implementation=self.implementation,
         )  # fmt: skip
 
     def __call__(self, tokens: Int[Array, "b l"]) -> Float[Array, "b l w"]:
@@ -82,15 +83,15 @@ class Prior(nn.Module):
     config: presets.Prior
     dtype: Dtype = jnp.float32
     remat: bool = False
+    remat_layers: int = 1
     scan_layers: bool | None = None
     implementation: str = "auto"
     loss_chunks: int = 1  # pieces of the stream whose logits exist at one time
 
     def setup(self):
         c, t = self.config, self.config.transformer
-        options = dict(
-            dtype=self.dtype, remat=self.remat, scan_layers=self.scan_layers, implementation=self.implementation
-        )
+        names = ("dtype", "remat", "remat_layers", "scan_layers", "implementation")
+        options = {name: getattr(self, name) for name in names}
         self.core = Embedding(t, c.vocab_size, has_start=c.labels is None)
         nn.share_scope(self, self.core)
         separate = c.separate_lyrics

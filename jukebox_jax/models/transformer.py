@@ -41,7 +41,8 @@ class Transformer(nn.Module):
     prime_length: int = 0  # lyric positions in front of the music
     num_lyrics: int = 0  # lyric encodings of cross attention
     dtype: Dtype = jnp.float32
-    remat: bool = False
+    remat: bool = False  # keep the input of some layers only, and compute the rest again in the backward pass
+    remat_layers: int = 1  # neighbours in a group that keep one input: fewer bytes, a little more to compute again
     scan_layers: bool | None = None
     implementation: str = "auto"
 
@@ -105,14 +106,24 @@ class Transformer(nn.Module):
     def _run(self, forward: Callable, x, num_layers: int | None = None, padding: int = 0):
         """Run ``forward(layer, params, x) -> x, y`` through the layers; the ys are stacked as the parameters are."""
         x, ys, left = x.astype(self.dtype), {}, self.config.depth if num_layers is None else num_layers
+
+        def span(layers, params, x):
+            y = {}
+            for name, layer in layers:
+                x, y[name] = forward(layer, params[name], x)
+            return x, y
+
         if self.remat:
-            forward = jax.checkpoint(forward, static_argnums=0)
+            span = jax.checkpoint(span, static_argnums=0)
         for i, (kinds, repeats) in enumerate(self.segments):
 
             def group(x, params, kinds=kinds):
+                layers = tuple((f"layer_{j}", self.layer(kind, padding)) for j, kind in enumerate(kinds))
                 y = {}
-                for j, kind in enumerate(kinds):
-                    x, y[f"layer_{j}"] = forward(self.layer(kind, padding), params[f"layer_{j}"], x)
+                for first in range(0, len(layers), self.remat_layers):
+                    some = layers[first : first + self.remat_layers]
+                    x, more = span(some, {name: params[name] for name, _ in some}, x)
+                    y |= more
                 return x, y
 
             whole, rest = divmod(min(left, repeats * len(kinds)), len(kinds))

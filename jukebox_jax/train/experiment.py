@@ -57,11 +57,13 @@ class Experiment:
     sample_every: int
     vqvae: str = ""  # priors only, like the rest
     remat: bool = False
+    remat_layers: int = 1
     loss_chunks: int = 1
 
     def __post_init__(self) -> None:
         choose("dtype", self.dtype, ("auto", *DTYPES))
-        for name in ("steps", "batch_size", "accumulate", "log_every", "save_every", "keep", "loss_chunks"):
+        counts = "steps batch_size accumulate log_every save_every keep loss_chunks remat_layers"
+        for name in counts.split():
             if getattr(self, name) < 1:
                 raise UserError(f"config.{name} is {getattr(self, name)}: it must be at least 1")
         if self.batch_size % self.accumulate:

@@ -96,8 +96,9 @@ def make_task(experiment: Experiment, vqvae: presets.VQVAE, workdir: Path, mesh:
         return vqvae_task(model, jax.device_put(bandwidth, replicated(mesh)), dtype=dtype)
     frozen = source.load_vqvae(experiment, workdir, mesh)
     return prior_task(
-        model, vqvae, frozen, dtype=dtype, remat=experiment.remat, loss_chunks=experiment.loss_chunks, at_once=at_once
-    )
+        model, vqvae, frozen, dtype=dtype, remat=experiment.remat, remat_layers=experiment.remat_layers,
+        loss_chunks=experiment.loss_chunks, at_once=at_once,
+    )  # fmt: skip
 
 
 class Stop:

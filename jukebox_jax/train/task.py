@@ -68,6 +68,7 @@ def prior_task(
     *,
     dtype: Any = jnp.float32,
     remat: bool = False,
+    remat_layers: int = 1,
     loss_chunks: int = 1,
     at_once: int = 1,
 ) -> Task:
@@ -75,7 +76,7 @@ def prior_task(
 
     ``vqvae_variables`` may be None if all batches carry codes. ``at_once``: see ``encode_batch``.
     """
-    model = Prior(config, dtype=dtype, remat=remat, loss_chunks=loss_chunks)
+    model = Prior(config, dtype=dtype, remat=remat, remat_layers=remat_layers, loss_chunks=loss_chunks)
 
     def init(rng: jax.Array) -> dict[str, Any]:
         return {"params": model.init(rng, method="initialise")["params"]}

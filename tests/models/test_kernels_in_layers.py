@@ -60,6 +60,13 @@ def test_padded_blocks_are_the_definition(monkeypatch):
     agree(fast(jax.value_and_grad(loss(ours)))(params, x), expected)
 
 
+def test_layers_recomputed_together_are_the_layers():
+    config = presets.Transformer(12, 8, 5, 2, 3, "factored_dense")
+    _, definition, params, x = both(config)
+    expected = fast(jax.value_and_grad(loss(definition)))(params, x)
+    agree(fast(jax.value_and_grad(loss(definition.clone(remat_layers=3))))(params, x), expected)
+
+
 @pytest.mark.parametrize("kind", attention.KINDS)
 def test_padding_is_seen_by_no_kind(kind):
     q, k, v = (jnp.asarray(rng.normal(0, 1, (2, 24, 8)), jnp.float32) for _ in range(3))

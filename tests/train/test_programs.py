@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from jukebox_jax import config, presets
-from jukebox_jax.models.flops import forward_flops, layer_flops, train_flops
+from jukebox_jax.models.flops import forward_flops, kept_inputs, layer_flops, repeated_flops, train_flops
 from jukebox_jax.models.pattern import Kind
 from jukebox_jax.parallel.mesh import make_mesh, platform, use
 from jukebox_jax.train.experiment import Experiment, from_config
@@ -65,6 +65,15 @@ def test_operations_are_those_of_the_definition():
     assert lyrics == 4 * 4800 * 1200 * (8192 + 512) + 4 * 8192 * 512 * 1200 + 4 * 8192 * 4800**2
     prime = layer_flops(Kind.PRIME, presets.PRIOR_1B_LYRICS.transformer, prefix=448)
     assert prime == 8 * 6528 * 2048 * 512 + 4 * 6528 * 448 * 512 + 4 * 6528 * 2048**2
+
+
+def test_layers_recomputed_together_keep_fewer_inputs():
+    five, lyrics = presets.PRIOR_5B.transformer, presets.PRIOR_5B_LYRICS.transformer
+    assert kept_inputs(five) == 72 and kept_inputs(five, 2) == 48 and kept_inputs(five, 3) == 24
+    assert kept_inputs(lyrics) == 79 and kept_inputs(lyrics, 2) == 3 * 2 + 7 * 5
+    last = 2 * 8192 * 4800**2
+    more = repeated_flops(presets.PRIOR_5B, True, 1, 3) - repeated_flops(presets.PRIOR_5B, True, 1)
+    assert more == 48 * last
 
 
 def test_the_conditioner_counts_at_its_own_lengths():
