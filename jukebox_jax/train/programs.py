@@ -63,7 +63,9 @@ def _task(experiment: Experiment) -> tuple[Any, Any]:
     if isinstance(model, presets.VQVAE):
         task = vqvae_task(model, Bandwidth(), dtype=dtype)
         return task, jax.tree.map(lambda _: jax.ShapeDtypeStruct((), jnp.float32), task.frozen)
-    options = dict(remat=experiment.remat, remat_layers=experiment.remat_layers, loss_chunks=experiment.loss_chunks)
+    options: dict[str, Any] = dict(
+        remat=experiment.remat, remat_layers=experiment.remat_layers, loss_chunks=experiment.loss_chunks
+    )
     return prior_task(model, dtype=dtype, **options), None
 
 
