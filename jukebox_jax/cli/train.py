@@ -5,6 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jukebox_jax.types import UserError
+
+if TYPE_CHECKING:
+    from jukebox_jax.parallel.processes import Job
 
 HELP = "train a VQ-VAE, a prior or an upsampler; run it again to resume"
 EXAMPLE = "jukebox train --config=configs/tiny.py:vqvae --workdir=models/mine --dataset=data/mine --config.steps=500"
@@ -23,16 +29,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     processes = parser.add_argument_group("several processes (detected on TPUs, under Slurm and OpenMPI)")
     processes.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
     processes.add_argument("--num_processes", type=int)
-    processes.add_argument("--process_id", type=int)
+    processes.add_argument("--process_id", type=int, help="of this process, from 0")
+    processes.add_argument("--wait", type=float, metavar="SECONDS", help="how long they wait for each other (40)")
 
 
 def main(args: argparse.Namespace) -> int:
     """Train; 1 if the loss is no longer finite."""
-    from jukebox_jax.parallel import mesh
+    from jukebox_jax.parallel import processes
 
-    mesh.initialize(args.coordinator, args.num_processes, args.process_id)
-    # After initialize: the rest may look at the devices.
+    if "://" in args.workdir:
+        raise UserError(f"--workdir={args.workdir}: mount the bucket (launch/README.md says how), give that directory")
+    job = processes.find(args.coordinator, args.num_processes, args.process_id)
+    if args.wait is not None:
+        job.wait = args.wait
+    with job:
+        return run(args, job)
+
+
+def run(args: argparse.Namespace, job: Job) -> int:
+    """Train, as one of the processes of ``job``."""
     from jukebox_jax import config
+    from jukebox_jax.train import preflight
     from jukebox_jax.train.experiment import from_config
     from jukebox_jax.train.loop import train
     from jukebox_jax.train.session import Diverged
@@ -41,8 +58,11 @@ def main(args: argparse.Namespace) -> int:
     for flag, key in (("dataset", "dataset"), ("steps", "steps"), ("restore", "init_from")):
         if getattr(args, flag) is not None:
             c[key] = getattr(args, flag)
+    experiment = from_config(c.to_dict())
+    job.agree(preflight.facts(experiment.to_dict()))
+    job.start()
     try:
-        train(from_config(c.to_dict()), Path(args.workdir), draw)
+        train(experiment, Path(args.workdir), draw)
     except Diverged as error:
         print(f"jukebox train: {error}", file=sys.stderr)
         return 1

@@ -214,14 +214,13 @@ def make_codes_loader(
     labeller: Labeller | None = None,
     window_samples: int | None = None,
     shuffle: bool | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
 ) -> Loader:
     """{"codes": int32 (b, t), "upper_codes": int32 (b, u) if there are, "y": int32 (b, columns) if ``labeller``}.
 
     With ``seed`` None (the seed of the crops) or that seed: step for step what ``loader.make_loader`` gives with the
     settings of ``load_description``, encoded. Another seed only changes the order. ``window_samples`` is the prior's,
-    to be checked. Raises ``UserError`` if there is not even one batch.
+    to be checked; ``rows`` as in ``Loader``. Raises ``UserError`` if there is not even one batch.
     """
     items = CodesItems(codes_dir, split)
     wanted = labeller.window_samples if labeller is not None and labeller.labels is not None else window_samples
@@ -234,7 +233,4 @@ def make_codes_loader(
             f" Batch sizes up to {items.num_items} are allowed with these codes"
         )
     seed = int(items.description["seed"]) if seed is None else seed
-    return Loader(
-        items, batch_size, seed, shuffle=shuffle, labeller=labeller,
-        process_index=process_index, process_count=process_count,
-    )  # fmt: skip
+    return Loader(items, batch_size, seed, shuffle=shuffle, labeller=labeller, rows=rows)

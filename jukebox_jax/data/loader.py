@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -74,8 +74,9 @@ class Order:
 class Loader:
     """Batches of examples: ``batch(step)`` for random access, ``iterate(start_step)`` with threads that read ahead.
 
-    A batch has this process's rows: the arrays of the examples, stacked, and ``y`` int32 (b, columns) if there is a
-    ``labeller``. Attributes: ``num_items``, ``steps_per_epoch``, ``batch_size`` (global), ``examples``.
+    A batch has the arrays of the examples, stacked, and ``y`` int32 (b, columns) if there is a ``labeller``: only those
+    of ``rows`` (of the global batch; default all), which is a process's share. Attributes: ``num_items``,
+    ``steps_per_epoch``, ``batch_size`` (global), ``rows``, ``examples``.
     """
 
     def __init__(
@@ -86,21 +87,19 @@ class Loader:
         *,
         shuffle: bool = True,
         labeller: Labeller | None = None,
-        process_index: int = 0,
-        process_count: int = 1,
+        rows: Sequence[int] | None = None,
     ):
-        if batch_size < 1 or batch_size % process_count:
-            raise UserError(f"batch size {batch_size} does not divide into {process_count} processes")
+        if batch_size < 1:
+            raise UserError(f"batch size {batch_size}: it must be at least 1")
         self.examples, self.labeller, self.batch_size = examples, labeller, batch_size
         self.num_items = examples.num_items
         self.order = Order(self.num_items, batch_size, seed, shuffle)
         self.steps_per_epoch = self.order.steps_per_epoch
-        self.rows = batch_size // process_count
-        self.first_row = process_index * self.rows
-        self._batches = grain.MapDataset.range(sys.maxsize).map(self._row).batch(self.rows)
+        self.rows = range(batch_size) if rows is None else tuple(rows)
+        self._batches = grain.MapDataset.range(sys.maxsize).map(self._row).batch(len(self.rows))
 
     def batch(self, step: int) -> Batch:
-        """This process's rows of the global batch at ``step``."""
+        """``rows`` of the global batch at ``step``."""
         return self._batches[step]  # pyright: ignore[reportReturnType]
 
     def iterate(self, start_step: int = 0, *, threads: int = 4, ahead: int = 4) -> Iterator[Batch]:
@@ -113,8 +112,8 @@ class Loader:
         return self.order.num_valid(step)
 
     def _row(self, number: int) -> Batch:
-        step, row = divmod(number, self.rows)
-        epoch, item = self.order.place(step, self.first_row + row)
+        step, row = divmod(number, len(self.rows))
+        epoch, item = self.order.place(step, self.rows[row])
         example = self.examples.example(epoch, item)
         arrays = {key: value for key, value in example.items() if isinstance(value, np.ndarray)}
         if self.labeller is not None:
@@ -137,14 +136,13 @@ def make_loader(
     min_duration: float | None = None,
     max_duration: float | None = None,
     sample_rate: int | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
 ) -> Loader:
     """Crops of ``window_samples`` samples: {"audio": float32 (b, a, 1), "y": int32 (b, columns) if ``labeller``}.
 
     ``batch_size`` is global. The train split is shuffled, others come in order (``shuffle`` overrides). Durations in
     seconds; they default to the range that the labels cover. ``sample_rate`` is the model's, to be checked. The crops
-    are those of ``items.AudioItems``. Raises ``UserError`` if the split has not even one batch.
+    are those of ``items.AudioItems``; ``rows`` as in ``Loader``. Raises ``UserError`` if the split has not one batch.
     """
     labels = labeller.labels if labeller is not None else None
     if labels is not None:
@@ -168,7 +166,4 @@ def make_loader(
             f" {batch_size} windows of {window:.3g} s needs {batch_size * window:.4g} s. Batch sizes up to"
             f" {examples.num_items} are allowed with this data"
         )
-    return Loader(
-        examples, batch_size, seed, shuffle=shuffle, labeller=labeller,
-        process_index=process_index, process_count=process_count,
-    )  # fmt: skip
+    return Loader(examples, batch_size, seed, shuffle=shuffle, labeller=labeller, rows=rows)

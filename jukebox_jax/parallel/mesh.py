@@ -1,4 +1,4 @@
-"""Processes and devices: who takes part, and how the devices are arranged.
+"""How the devices are arranged.
 
 Axes: ``data`` replicates the model, ``fsdp`` shards parameters and the batch, ``tensor`` shards heads and hidden units.
 With several slices ``data`` (or, if it is 1, ``fsdp``) runs across the slow network between them.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,34 +19,6 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh
 from jukebox_jax.types import UserError
 
 AXES = ("data", "fsdp", "tensor")
-_PROCESS_COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")  # set by the launchers that jax detects
-_TPU_DEVICES = ("/dev/accel0", "/dev/vfio/0")
-
-
-def initialize(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
-    """Join the other processes of this job, if there are any. Call before any other use of jax.
-
-    On a TPU, under Slurm and under OpenMPI all three arguments are detected; elsewhere give all three, or none for a
-    job of one process.
-
-    Raises:
-        UserError: some of the three are given, others not.
-    """
-    given = [x is not None for x in (coordinator, num_processes, process_id)]
-    if any(given):
-        if not all(given):
-            raise UserError("give all of --coordinator=HOST:PORT, --num_processes and --process_id, or none of them")
-        jax.distributed.initialize(coordinator, num_processes, process_id, initialization_timeout=60)
-    elif _launched():
-        jax.distributed.initialize()
-
-
-def _launched() -> bool:
-    """Whether a launcher that jax can ask has started this process among others, or this is a TPU host."""
-    if any(int(os.environ.get(name, "1")) > 1 for name in _PROCESS_COUNTS):
-        return True
-    on_tpu = any(os.path.exists(path) for path in _TPU_DEVICES)
-    return on_tpu and os.environ.get("JAX_PLATFORMS", "tpu").startswith("tpu")
 
 
 def make_mesh(shape: dict[str, int] | None = None, devices: Sequence[Any] | None = None, num_slices: int = 1) -> Mesh:

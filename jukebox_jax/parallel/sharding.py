@@ -104,6 +104,12 @@ def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
+def local_rows(mesh: Mesh, batch_size: int) -> list[int]:
+    """The rows of a batch that this process's devices need, in order: a share, or all if ``tensor`` spans processes."""
+    slices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return sorted({row for (rows,) in slices for row in range(*rows.indices(batch_size))})
+
+
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The same on every device."""
     return NamedSharding(mesh, PartitionSpec())

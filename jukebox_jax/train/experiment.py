@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -122,11 +120,6 @@ class Experiment:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for ``config.json``."""
         return dataclasses.asdict(self)
-
-    def fingerprint(self) -> str:
-        """A short hash of everything that must be equal on all hosts."""
-        text = json.dumps(self.to_dict(), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def from_config(values: Mapping[str, Any]) -> Experiment:

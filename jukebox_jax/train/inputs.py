@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
-
-import jax
 
 from jukebox_jax import presets
 from jukebox_jax.checkpoint import bundle
@@ -40,8 +39,11 @@ class Facts(NamedTuple):
     max_duration: float | None
 
 
-def open_inputs(experiment: Experiment, sample_rate: int) -> Inputs:
-    """Open the data set of an experiment. ``sample_rate``: of the VQ-VAE, which the data must have."""
+def open_inputs(experiment: Experiment, sample_rate: int, rows: Sequence[int] | None = None) -> Inputs:
+    """Open the data set of an experiment. ``sample_rate``: of the VQ-VAE, which the data must have.
+
+    ``rows``: those of each batch that this process reads; default all.
+    """
     if not experiment.dataset:
         raise UserError("no data set: give --dataset=DIR (made by `jukebox dataset`) or config.dataset")
     facts, model, vocabulary = _facts(experiment), experiment.model, None
@@ -56,11 +58,11 @@ def open_inputs(experiment: Experiment, sample_rate: int) -> Inputs:
         else:
             vocabulary = Vocabulary.load(Path(experiment.dataset) / "labels", facts.label_version)
             model = with_labels(model, vocabulary, facts)
-    train = _loader(experiment, model, vocabulary, "train")
+    train = _loader(experiment, model, vocabulary, "train", rows)
     test = None
     if "test" in facts.splits:
         try:
-            test = _loader(experiment, model, vocabulary, "test")
+            test = _loader(experiment, model, vocabulary, "test", rows)
         except UserError:  # songs shorter than a window: training does not depend on them
             test = None
     return Inputs(model, sample_rate, train, test, vocabulary)
@@ -121,21 +123,23 @@ def _facts(experiment: Experiment) -> Facts:
 
 
 def _loader(
-    experiment: Experiment, model: presets.VQVAE | presets.Prior, vocabulary: Vocabulary | None, split: str
+    experiment: Experiment,
+    model: presets.VQVAE | presets.Prior,
+    vocabulary: Vocabulary | None,
+    split: str,
+    rows: Sequence[int] | None,
 ) -> Loader:
     """Batches of a split. Test items are neither shifted nor mixed at random: figures of different runs compare."""
     window = model.window_samples if isinstance(model, presets.Prior) else experiment.window_samples
     labels = model.labels if isinstance(model, presets.Prior) else None
     labeller = Labeller(labels, vocabulary, window) if labels is not None else None
-    index, count = jax.process_index(), jax.process_count()
     if (Path(experiment.dataset) / codes.DESCRIPTION).is_file():
         return codes.make_codes_loader(
             experiment.dataset, split, experiment.batch_size, experiment.seed, labeller=labeller,
-            window_samples=window, process_index=index, process_count=count,
+            window_samples=window, rows=rows,
         )  # fmt: skip
     train = split == "train"
     return make_loader(
         experiment.dataset, split, window, experiment.batch_size, experiment.seed, labeller=labeller,
-        shift=experiment.shift and train, blend=experiment.blend and train, passes=experiment.passes or None,
-        process_index=index, process_count=count,
+        shift=experiment.shift and train, blend=experiment.blend and train, passes=experiment.passes or None, rows=rows,
     )  # fmt: skip

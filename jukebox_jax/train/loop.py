@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jukebox_jax import presets
 from jukebox_jax.checkpoint import manager
 from jukebox_jax.parallel.mesh import make_mesh, use
-from jukebox_jax.parallel.sharding import replicated
+from jukebox_jax.parallel.sharding import local_rows, replicated
 from jukebox_jax.train import preflight, reports, source
 from jukebox_jax.train import state as states
 from jukebox_jax.train.experiment import Experiment
@@ -35,13 +35,14 @@ def train(experiment: Experiment, workdir: Path, sampler: reports.Sampler | None
     files go to ``workdir/train/COMPONENT``. SIGTERM or Ctrl-C saves and returns. ``sampler`` draws codes to listen to.
     Raises ``UserError`` for data or directories that do not fit, ``Diverged`` if the loss is not finite.
     """
-    greeting = preflight.check(experiment.fingerprint())
+    greeting = preflight.greet()
     mesh = make_mesh(dict(experiment.mesh))
     experiment, vqvae = source.with_source(experiment, workdir)
-    inputs = open_inputs(experiment, vqvae.sample_rate)
+    at_once = experiment.check_mesh(mesh)
+    inputs = open_inputs(experiment, vqvae.sample_rate, local_rows(mesh, experiment.batch_size))
     experiment = dataclasses.replace(experiment, model=inputs.model)
     directory = workdir / "train" / experiment.component
-    at_once = experiment.check_mesh(mesh)
+    preflight.check_shared(directory)
     with use(mesh):
         task = make_task(experiment, vqvae, workdir, mesh, at_once)
         transform = adam(experiment.optimizer)
@@ -113,8 +114,9 @@ class Stop:
 
     def __enter__(self) -> Stop:
         # With several processes jax's own handler of SIGTERM spreads the word.
-        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        numbers = (signal.SIGINT,) if jax.process_count() > 1 else (signal.SIGTERM, signal.SIGINT)
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._ask) for number in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -125,6 +127,8 @@ class Stop:
     def _ask(self, *_: object) -> None:
         self.asked = True
         self.__exit__()
+        if jax.process_count() > 1:
+            signal.raise_signal(signal.SIGTERM)
 
     def __call__(self, step: int) -> bool:
         if jax.process_count() > 1:

@@ -1,4 +1,4 @@
-"""The first seconds of a run: what runs where, and whether all hosts run the same thing."""
+"""The first seconds of a run: what runs where, and what all hosts must have in common."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import os
 import platform
 import subprocess
 import sys
+import time
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+import jukebox_jax
 from jukebox_jax.types import UserError
 
 PACKAGES = ("jukebox_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain", "libtpu")
@@ -56,23 +60,62 @@ def describe() -> dict[str, Any]:
     }
 
 
-def check(fingerprint: str) -> str:
-    """Compare config and versions of all hosts; returns a line to print. Raises ``UserError`` where they differ.
+def facts(settings: Mapping[str, Any]) -> dict[str, str]:
+    """What must be equal on all hosts, by name: the settings of the experiment, package versions, our code."""
+    flat: dict[str, str] = {}
 
-    ``fingerprint``: of the experiment. Every process calls this, and every process raises.
-    """
+    def add(name: str, value: Any) -> None:
+        if isinstance(value, Mapping):
+            for key, inner in value.items():
+                add(f"{name}.{key}", inner)
+        else:
+            flat[name] = repr(value)
+
+    add("config", settings)
+    return {"the source of jukebox_jax": source_hash(), **versions(), **flat}
+
+
+def source_hash() -> str:
+    """A short hash of this package's files: a host that was not synchronised has another one."""
+    root, digest = Path(jukebox_jax.__file__).parent, hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def greet() -> str:
+    """A line on processes and devices. ``UserError`` on all of them if they have unequal numbers of devices."""
     count, index = jax.process_count(), jax.process_index()
-    text = f"process {index + 1} of {count}: {jax.local_device_count()} of {jax.device_count()} devices"
-    if count > 1:
-        facts = {"config": fingerprint, **versions(), "devices per process": str(jax.local_device_count())}
-        mine = np.array([list(hashlib.sha256(f"{k}={v}".encode()).digest()[:8]) for k, v in facts.items()], np.uint8)
-        everyone = np.asarray(multihost_utils.process_allgather(mine))
-        for row, (name, value) in enumerate(facts.items()):
-            others = [i for i in range(count) if not np.array_equal(everyone[i, row], everyone[0, row])]
-            if others:
-                raise UserError(
-                    f"process {index + 1} of {count}: {name} is {value} here, and differs between process 1 and"
-                    f" process {', '.join(str(i + 1) for i in others)}:"
-                    " start all hosts with the same command and packages"
-                )
-    return text
+    held = Counter(device.process_index for device in jax.devices())
+    if len(set(held.values())) > 1:
+        table = ", ".join(f"process {i + 1}: {held[i]}" for i in sorted(held))
+        raise UserError(f"all processes must have the same number of devices ({table})")
+    return f"process {index + 1} of {count}: {jax.local_device_count()} of {jax.device_count()} devices"
+
+
+def check_shared(directory: Path, seconds: float = 20.0) -> None:
+    """Make ``directory``. Raises ``UserError`` on all processes unless each of them sees what the first one writes.
+
+    ``seconds``: how long a network file system may take to show it.
+    """
+    if jax.process_count() == 1:
+        return
+    mine = np.frombuffer(os.urandom(8), np.uint8)
+    token = np.asarray(multihost_utils.broadcast_one_to_all(mine)).tobytes().hex()
+    probe = directory / ".shared"
+    if jax.process_index() == 0:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe.write_text(token)
+    deadline, seen = time.monotonic() + seconds, False
+    while not seen and time.monotonic() < deadline:
+        seen = probe.is_file() and probe.read_text() == token
+        time.sleep(0 if seen else 0.2)
+    everyone = np.asarray(multihost_utils.process_allgather(np.array(seen)))
+    if jax.process_index() == 0:
+        probe.unlink()
+    if not everyone.all():
+        blind = ", ".join(str(i + 1) for i in np.flatnonzero(~everyone))
+        raise UserError(
+            f"process {blind} of {len(everyone)} does not see what process 1 writes to {directory}: --workdir must be"
+            " on a file system that all hosts share (launch/README.md)"
+        )

@@ -57,8 +57,16 @@ class Session:
 
     def put(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         """This process's rows of a batch to the devices that need them."""
-        where = batch_sharding(self.mesh)
-        return {name: jax.make_array_from_process_local_data(where, rows) for name, rows in batch.items()}
+        where, rows = batch_sharding(self.mesh), np.asarray(self.inputs.train.rows)
+        size = self.experiment.batch_size
+
+        def place(local: np.ndarray) -> jax.Array:
+            def part(index: tuple[slice, ...]) -> np.ndarray:  # of the global array; its rows lie side by side here
+                return local[slice(*np.searchsorted(rows, index[0].indices(size)[:2]))]
+
+            return jax.make_array_from_callback((size, *local.shape[1:]), where, part)
+
+        return {name: place(local) for name, local in batch.items()}
 
     def read(self, step: int, metrics: Mapping[str, jax.Array], show: bool) -> None:
         """Wait for a step's metrics; raise ``Diverged`` if its loss is not finite."""

@@ -80,5 +80,7 @@ def measured_bandwidth(experiment: Experiment, directory: Path) -> Bandwidth:
         known = key | bandwidth(experiment.dataset, experiment.window_samples)
         if jax.process_index() == 0:
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(known, indent=1) + "\n")
+            staged = file.with_suffix(".new")  # other processes may be looking for it now
+            staged.write_text(json.dumps(known, indent=1) + "\n")
+            staged.replace(file)
     return Bandwidth(jnp.float32(known["l1"]), jnp.float32(known["l2"]), jnp.float32(known["spec"]))
