@@ -69,7 +69,7 @@ bench: $(VENV)/.dev $(VENV)/.bench  ## every script of benchmarks/, ours beside 
 certify: $(VENV)/.dev $(VENV)/.tpu  ## compile for pods that are not here; rewrites certificates/
 	$(call each,certificates/*.py,$(BIN)/python)
 
-chaos: $(VENV)/.dev  ## long runs of damage: fuzzed checkpoints, files of full size (20 GB of disk)
+chaos: $(VENV)/.dev  ## long runs of damage: fuzzed checkpoints, files of full size (20 GB of disk), lost hosts
 	$(call each,$(filter-out tests/chaos/test_%,$(wildcard tests/chaos/*.py)),$(BIN)/python)
 
 notebooks: $(VENV)/.dev $(VENV)/.notebooks  ## run every notebook

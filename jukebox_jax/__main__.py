@@ -1,7 +1,8 @@
 """``jukebox COMMAND ...``: finds ``jukebox_jax/cli/COMMAND.py`` and calls it.
 
 ``jukebox --help`` reads each command's ``HELP`` from its source, so it imports no command, and no jax. Exit codes:
-0 done, 1 a check that a command makes has failed, 2 the user's input is wrong (one line on stderr), 130 interrupted.
+0 done, 1 a check that a command makes has failed, 2 the user's input is wrong (one line on stderr), 130 interrupted
+(training that a signal stopped has saved, and the same command goes on).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import jukebox_jax
 from jukebox_jax.types import UserError, choose, nearest
 
 # The order of the list in --help: a first project from start to end, then the rest.
-ORDER = ("demo", "dataset", "train", "sample", "compose", "encode", "decode", "convert", "verify", "evaluate",
+ORDER = ("demo", "dataset", "train", "sweep", "sample", "compose", "encode", "decode", "convert", "verify", "evaluate",
          "features", "labels", "plan", "certify")  # fmt: skip
 
 # Which extra brings a package that is not installed.

@@ -137,12 +137,7 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
 
     Raises ``UserError`` for a file that is not there, an unknown key (with the nearest) or a value of the wrong type.
     """
-    file, _, arg = spec.partition(".py:")
-    path = Path(file if file.endswith(".py") else f"{file}.py")
-    if not path.is_file():
-        siblings = sorted(str(p) for p in path.parent.glob("*.py"))
-        hint = nearest(path, siblings) or siblings
-        raise UserError(f"no config file {str(path)!r}" + (f"; did you mean {' or '.join(hint)}?" if hint else ""))
+    path, arg = _split(spec)
     module = _import(path)
     if not hasattr(module, "get_config"):
         raise UserError(f"{path} defines no get_config(arg): it is not a config file")
@@ -155,6 +150,28 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
             raise UserError(f"write --config.{name}=VALUE, in one word")
         _set(c, name, text)
     return c
+
+
+def sweep(spec: str) -> list[list[str]]:
+    """The overrides of each point of a sweep ``FILE.py:NAME``, whose point i is the config ``FILE.py:NAME,index=i``."""
+    path, arg = _split(spec)
+    module, words = _import(path), arg.split(",")
+    if not hasattr(module, "points"):
+        raise UserError(f"{path} has no points(name): it is a config, not a sweep")
+    if any(word.startswith("index=") for word in words):
+        raise UserError(f"{spec} is one point: name the sweep alone, {path}:{words[0]}, and the point as --index=N")
+    return module.points(words[0])
+
+
+def _split(spec: str) -> tuple[Path, str]:
+    """``FILE.py:arg`` as the path of a file that exists, and arg."""
+    file, _, arg = spec.partition(".py:")
+    path = Path(file if file.endswith(".py") else f"{file}.py")
+    if not path.is_file():
+        siblings = sorted(str(p) for p in path.parent.glob("*.py"))
+        hint = nearest(path, siblings) or siblings
+        raise UserError(f"no config file {str(path)!r}" + (f"; did you mean {' or '.join(hint)}?" if hint else ""))
+    return path, arg
 
 
 def leaves(c: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -130,10 +130,10 @@ def test_the_command_line_ends_in_one_line_and_2(capsys: pytest.CaptureFixture[s
 
 def test_sweep_points_are_base_configs_plus_overrides():
     lines = subprocess.run(
-        [sys.executable, str(CONFIGS / "sweep.py"), "tiny"], capture_output=True, text=True, check=True
+        [sys.executable, str(CONFIGS / "sweep.py"), "tiny_prior"], capture_output=True, text=True, check=True
     ).stdout.splitlines()
-    assert lines[1] == "--config=configs/sweep.py:tiny,index=1" and len(lines) > 2
-    points = [config.load(f"{CONFIGS}/sweep.py:tiny,index={i}") for i in range(len(lines))]
+    assert lines[1] == "--config=configs/sweep.py:tiny_prior,index=1" and len(lines) > 2
+    points = [config.load(f"{CONFIGS}/sweep.py:tiny_prior,index={i}") for i in range(len(lines))]
     assert len({str(p) for p in points}) == len(lines)
     with pytest.raises(UserError, match=f"index.*{len(lines) - 1}"):
-        config.load(f"{CONFIGS}/sweep.py:tiny,index={len(lines)}")
+        config.load(f"{CONFIGS}/sweep.py:tiny_prior,index={len(lines)}")

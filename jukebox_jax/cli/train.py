@@ -26,15 +26,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", help="made by `jukebox dataset`; for priors also by `jukebox encode`")
     parser.add_argument("--steps", type=int, help="train up to this many steps (config.steps)")
     parser.add_argument("--restore", metavar="MODEL_DIR", help="fine-tune this model (config.init_from)")
+    add_process_arguments(parser)
+
+
+def add_process_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of a run of several processes."""
     processes = parser.add_argument_group("several processes (detected on TPUs, under Slurm and OpenMPI)")
     processes.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
     processes.add_argument("--num_processes", type=int)
     processes.add_argument("--process_id", type=int, help="of this process, from 0")
-    processes.add_argument("--wait", type=float, metavar="SECONDS", help="how long they wait for each other (40)")
+    processes.add_argument("--wait", type=float, metavar="SECONDS", help="how long they wait for each other (30)")
 
 
 def main(args: argparse.Namespace) -> int:
-    """Train; 1 if the loss is no longer finite."""
+    """Train; 1 if the loss is no longer finite, 130 if a signal stopped the run before its last step."""
     from jukebox_jax.parallel import processes
 
     if "://" in args.workdir:
@@ -62,11 +67,11 @@ def run(args: argparse.Namespace, job: Job) -> int:
     job.agree(preflight.facts(experiment.to_dict()))
     job.start()
     try:
-        train(experiment, Path(args.workdir), draw)
+        state = train(experiment, Path(args.workdir), draw)
     except Diverged as error:
         print(f"jukebox train: {error}", file=sys.stderr)
         return 1
-    return 0
+    return 0 if int(state.step) >= experiment.last_step else 130
 
 
 def draw(preset, params, y, upper_codes, seed: int):

@@ -16,6 +16,7 @@ from jukebox_jax.types import UserError
 
 Links = dict[int, socket.socket]  # by process index
 HELLO = {"count", "index", "host"}
+LATER = 15.0  # seconds by which the first process may start after others
 LONGEST = 1 << 12  # bytes of a message before the connection is known to be one of ours
 
 
@@ -68,15 +69,18 @@ def report(where: tuple[str, int], count: int, index: int, seconds: float) -> so
                 ) from error
             time.sleep(0.2)
     _keep_alive(link)
-    answer = None
-    with contextlib.suppress(OSError):
+    answer = {"refused": f"process 1 of {count} went away before all had come"}
+    try:
         link.sendall(line({"count": count, "index": index, "host": socket.gethostname()}))
-        link.settimeout(max(deadline - time.monotonic(), 0) + 5)
-        answer = _first_line(link)
-    if answer is None or "welcome" not in answer:
+        link.settimeout(max(deadline - time.monotonic(), 0) + LATER)
+        answer = _first_line(link) or answer
+    except TimeoutError:
+        answer = {"refused": f"not all of {count} processes had come within {seconds + LATER:.0f} s"}
+    except OSError:
+        pass
+    if "welcome" not in answer:
         link.close()
-        gone = f"process 1 of {count} went away before all had come"
-        raise UserError(str((answer or {}).get("refused", gone)))
+        raise UserError(str(answer.get("refused")))
     link.settimeout(None)
     return link
 

@@ -24,7 +24,7 @@ import jax
 from jukebox_jax.parallel import links
 from jukebox_jax.types import UserError
 
-WAIT = 40.0  # seconds for the others to start
+WAIT = 30.0  # seconds for the others to start: slow ones have as long again before a minute is over
 HEARTBEAT = 45  # seconds without a sign of life: a host without power closes no connection
 _LAUNCHERS = {"Slurm": "SLURM_NTASKS", "OpenMPI": "OMPI_COMM_WORLD_SIZE"}  # process counts that they set
 _TPU_HOSTS = "TPU_WORKER_HOSTNAMES"  # separated by commas

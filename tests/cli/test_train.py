@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -21,13 +22,18 @@ TINY = f"--config={Path(__file__).parents[2] / 'configs' / 'tiny.py'}"
 
 def test_flags_and_overrides_reach_the_experiment(monkeypatch: pytest.MonkeyPatch):
     seen: list = []
-    monkeypatch.setattr(loop, "train", lambda *args: seen.append(args))
+    monkeypatch.setattr(loop, "train", lambda *args: seen.append(args) or SimpleNamespace(step=7))
     flags = ["--workdir=work", "--dataset=data", "--steps=7", "--restore=model", "--config.optimizer.beta1=0.5"]
     assert main(["train", f"{TINY}:upsampler_1", *flags, "--config.model.transformer.depth=3"]) == 0
     experiment, workdir, sampler = seen[0]
     assert (experiment.dataset, experiment.steps, experiment.init_from) == ("data", 7, "model")
     assert experiment.optimizer.beta1 == 0.5 and experiment.model.transformer.depth == 3
     assert experiment.component == "prior_level_1" and workdir == Path("work") and sampler is draw
+
+
+def test_a_stopped_run_exits_with_130(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(loop, "train", lambda *_: SimpleNamespace(step=6))
+    assert main(["train", f"{TINY}:vqvae", "--workdir=w", "--steps=7"]) == 130
 
 
 def test_a_diverged_run_exits_with_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
@@ -46,6 +52,7 @@ def test_a_diverged_run_exits_with_1(monkeypatch: pytest.MonkeyPatch, capsys: py
         ([f"{TINY}:vqvae", "--workdir=w"], "--dataset"),
         ([f"{TINY}:prior", "--workdir=w"], "train the VQ-VAE with this --workdir first"),
         ([f"{TINY}:vqvae", "--workdir=w", "--config.stepps=3"], "Did you mean --config.steps"),
+        ([f"{TINY}:vqvae", "--workdir=gs://bucket/w"], "mount the bucket"),
         ([f"{TINY}:vqvae", "--workdir=w", "--process_id=1"], "all of --coordinator"),
     ],
 )

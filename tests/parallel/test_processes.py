@@ -1,4 +1,4 @@
-"""Which job a process finds itself in, and what it says when the job is not whole. Sockets here; jax's runtime never."""
+"""Which job a process finds itself in, and what it says when the job is not whole. Sockets; jax's runtime never."""
 
 from __future__ import annotations
 
@@ -186,11 +186,15 @@ def test_all_hear_of_a_failure(exits: list[int], capsys: pytest.CaptureFixture[s
 
 def test_who_is_missing_is_named(exits: list[int]):
     raised = together(4, lambda job: None, wait=0.5, only=(0, 2))
-    assert set(raised) == {0, 2} and all("no sign of process 2, 4 of 4 (--process_id=1, 3)" in r for r in raised.values())
+    assert set(raised) == {0, 2} and all(
+        "no sign of process 2, 4 of 4 (--process_id=1, 3)" in r for r in raised.values()
+    )
     raised = together(2, lambda job: None, wait=0.5, only=(1,))
     assert "no answer from process 1 of 2 (--process_id=0) at 127.0.0.1:" in raised[1]
     raised = together(2, lambda job: None, counts={1: 3})
-    assert all("--process_id=1 of --num_processes=3, process 1 has 2" in r for r in raised.values()) and len(raised) == 2
+    assert (
+        all("--process_id=1 of --num_processes=3, process 1 has 2" in r for r in raised.values()) and len(raised) == 2
+    )
 
 
 def test_strangers_are_ignored_and_a_port_in_use_is_named():
