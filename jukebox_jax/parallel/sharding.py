@@ -106,8 +106,8 @@ def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
 
 def local_rows(mesh: Mesh, batch_size: int) -> list[int]:
     """The rows of a batch that this process's devices need, in order: a share, or all if ``tensor`` spans processes."""
-    slices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
-    return sorted({row for (rows,) in slices for row in range(*rows.indices(batch_size))})
+    places = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return sorted({row for place in places if place for row in range(*place[0].indices(batch_size))})
 
 
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:

@@ -61,7 +61,7 @@ class Session:
         size = self.experiment.batch_size
 
         def place(local: np.ndarray) -> jax.Array:
-            def part(index: tuple[slice, ...]) -> np.ndarray:  # of the global array; its rows lie side by side here
+            def part(index: Any) -> np.ndarray:  # slices of the global array; its rows lie side by side here
                 return local[slice(*np.searchsorted(rows, index[0].indices(size)[:2]))]
 
             return jax.make_array_from_callback((size, *local.shape[1:]), where, part)
