@@ -25,26 +25,30 @@ SECONDS = 60  # within which a job that cannot run has ended
 RATE = 2000
 
 CONFIG = """
+import dataclasses
+
 from jukebox_jax import config, presets
 
 VQVAE = presets.VQVAE(
     sample_rate=2000, down_depths=(1, 1), strides=(2, 2), width=4, depth=1, multipliers=None, codebook_size=16,
     codebook_dim=4, loss="l2", linf_k=64, resolutions=((64, 16, 32),),
 )
+ONE_LEVEL = dataclasses.replace(VQVAE, down_depths=(1,), strides=(2,))
 LABELS = presets.Labels("v3", 0, 0, 1, 0, 8, None, None)
 PRIOR = presets.Prior(1, 64, 16, 4, presets.Transformer(64, 8, 3, 2, 8, "factored"), labels=LABELS)
 
 
 def get_config(arg=""):
-    arg = config.parse_arg(arg, part=("vqvae", "prior"))
-    c = config.vqvae(VQVAE) if arg.part == "vqvae" else config.prior(PRIOR)
+    arg = config.parse_arg(arg, part=("vqvae", "one_level", "prior"))
+    models = {"vqvae": VQVAE, "one_level": ONE_LEVEL}
+    c = config.prior(PRIOR) if arg.part == "prior" else config.vqvae(models[arg.part])
     c.update({"batch_size": 8, "steps": 20, "log_every": 1, "save_every": 1000})
     c.update({"evaluate_every": 20, "evaluate_batches": 1, "sample_every": 20})
     c.optimizer.warmup_steps = 1.0
-    if arg.part == "vqvae":
-        c.window_samples = 2048
-    else:
+    if arg.part == "prior":
         c.remat = False
+    else:
+        c.window_samples = 2048
     return c
 """
 

@@ -32,8 +32,8 @@ def folder(hosts: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_two_processes_share_the_data_and_give_the_losses_of_one(hosts: ModuleType, folder: Path):
     short = ["steps=3", "evaluate_batches=0", "sample_every=0"]
-    run = hosts.Run(folder, "two", 2, *(f"--config.{item}" for item in short), record=True)
-    c = config.load(f"{folder / 'config.py'}:vqvae", [*short, f"dataset={folder / 'data'}"])
+    run = hosts.Run(folder, "two", 2, *(f"--config.{item}" for item in short), part="one_level", record=True)
+    c = config.load(f"{folder / 'config.py'}:one_level", [*short, f"dataset={folder / 'data'}"])
     loop.train(from_config(c.to_dict()), folder / "one")  # on eight devices
     hosts.only_the_first_writes(run.succeed())
     hosts.same(hosts.losses(run.workdir), hosts.losses(folder / "one"))
