@@ -10,11 +10,14 @@ written hold anything: ``visible`` hides them until they are overwritten.
     DENSE     r 2 b h t k   slot t: too large to be pulled apart after it is read (spec/tpu_facts.md section 2)
     PRIME     r P+1 b 2S    slot min(t, P): the last slot is a bin for positions that nobody attends to
     LYRICS    r l b 2S      computed once
+
+A CPU reads keys and values faster as two arrays ``b h s k`` per layer (``apart``), behind the axis that PREVIOUS (2)
+and COLUMN (c) choose from.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -58,11 +61,25 @@ def shape(kind: Kind, sizes: Sizes, batch: int, width: int) -> tuple[int, ...]:
     return (*positions, batch, 2 * width)
 
 
-def axes(kind: Kind, ndim: int) -> tuple[str | None, ...]:
-    """Logical axes of a cache."""
+Cache = Any  # one stacked array, or the pair of arrays of ``apart``
+
+
+def axes(kind: Kind, cache: Cache) -> Any:
+    """Logical axes of a cache, or of a pair's arrays."""
+    if isinstance(cache, tuple):
+        return tuple((*(None,) * (x.ndim - 4), "batch", "heads", None, None) for x in cache)
     if kind is Kind.DENSE:
         return (None, None, "batch", "heads", None, None)
-    return (*(None,) * (ndim - 2), "batch", "qkv")
+    return (*(None,) * (len(cache.shape) - 2), "batch", "qkv")
+
+
+def apart(kind: Kind, cache: Float[Array, "1 ..."], sizes: Sizes) -> tuple[Array, Array]:
+    """Keys and values of one layer as two arrays ``b h s k``."""
+    kv = cache[0]
+    if kind is not Kind.DENSE:
+        kv = kv.reshape(*kv.shape[:-1], sizes.num_heads, 2, -1)  # ... s b h 2 k
+        kv = jnp.moveaxis(jnp.moveaxis(kv, -2, 0), -4, -2)
+    return kv[0], kv[1]
 
 
 def pack(k: Float[Array, "*b S"], v: Float[Array, "*b S"], num_heads: int) -> Float[Array, "*b SS"]:
@@ -107,13 +124,20 @@ def slot(kind: Kind, sizes: Sizes, t: Array) -> tuple[Array, ...]:
         Kind.PREVIOUS: (row % 2, offset),
         Kind.COLUMN: (offset, row),
         Kind.PRIME: (jnp.minimum(t, min(sizes.prefix, sizes.length)),),
+        Kind.DENSE: (t,),
     }[kind]
 
 
-def write(kind: Kind, cache: Float[Array, "r ..."], kv: Float[Array, "b h 2 k"], sizes: Sizes, index, t: Array):
+def write(kind: Kind, cache: Cache, kv: Float[Array, "b h 2 k"], sizes: Sizes, index, t: Array):
     """Put position t of repeat ``index`` in place."""
     if kind is Kind.LYRICS:
         return cache
+    if isinstance(cache, tuple):
+        *lead, at = slot(kind, sizes, t)
+        new = jnp.expand_dims(kv, tuple(range(len(lead))))
+        where = (*lead, 0, 0, at, 0)
+        place = lambda x, i: jax.lax.dynamic_update_slice(x, new[..., i : i + 1, :].astype(x.dtype), where)  # noqa: E731
+        return place(cache[0], 0), place(cache[1], 1)
     if kind is Kind.DENSE:
         new, where = jnp.moveaxis(kv, 2, 0)[:, :, :, None], (index, 0, 0, 0, t, 0)
         return jax.lax.dynamic_update_slice(cache, new[None].astype(cache.dtype), where)
@@ -123,7 +147,7 @@ def write(kind: Kind, cache: Float[Array, "r ..."], kv: Float[Array, "b h 2 k"],
 
 
 def read(
-    kind: Kind, cache: Float[Array, "r ..."], sizes: Sizes, index, t: Array
+    kind: Kind, cache: Cache, sizes: Sizes, index, t: Array
 ) -> tuple[Float[Array, "b h s x"], Float[Array, "b h s x"]]:
     """The keys and values that position t may look at; ``visible`` says which of them.
 
@@ -131,12 +155,11 @@ def read(
     whose blocks it keeps on the lanes.
     """
     row, offset = t // sizes.block_length, t % sizes.block_length
-    if kind is Kind.COLUMN:
-        lead = (index, offset)
-    elif kind is Kind.PREVIOUS:
-        lead = (index, 1 - row % 2)
-    else:
-        lead = (index,)
+    chosen = {Kind.COLUMN: (offset,), Kind.PREVIOUS: (1 - row % 2,)}.get(kind, ())
+    if isinstance(cache, tuple):
+        k, v = (jax.lax.dynamic_index_in_dim(x, *chosen, keepdims=False) if chosen else x for x in cache)
+        return k, v
+    lead = (index, *chosen)
     rest = cache.shape[len(lead) :]
     kv = jax.lax.dynamic_slice(cache, (*lead, *(0 for _ in rest)), (1,) * len(lead) + rest).reshape(rest)
     if kind is Kind.DENSE:

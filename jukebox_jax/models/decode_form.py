@@ -41,6 +41,7 @@ _AXES: dict[tuple[str, ...], tuple[str | None, ...]] = {
 _TABLES: dict[str, tuple[str | None, ...]] = {
     "embedding": ("vocab", None),
     "table": ("vocab", None),
+    "columns": (None, "vocab"),
     "position": (None, "mlp"),  # one row is read: every device reads its part of it
 }
 
@@ -83,7 +84,8 @@ def prepare(model: Prior, params: dict[str, Any]) -> dict[str, Any]:
         tuple(layer_weights(k, p, heads, model.dtype, scanned(model)) for k, p in zip(group.kinds, places, strict=True))
         for group, places in stacks
     ]
-    return weights | {"table": table.astype(model.dtype), "layers": layers}
+    table = {"table": table.astype(model.dtype)} if scanned(model) else {"columns": table.T.astype(model.dtype)}
+    return weights | table | {"layers": layers}
 
 
 def layer_weights(kind: Kind, params: dict[str, Any], num_heads: int, dtype: Any, output_first: bool) -> dict[str, Any]:
@@ -128,30 +130,49 @@ def places(model: Prior, weights: Any, mesh: Mesh | AbstractMesh) -> Any:
     return jax.tree_util.tree_map_with_path(place, weights)
 
 
-def init_cache(model: Prior, params: Any, batch: int, cond: Conditioning) -> list[tuple[Array, ...]]:
+def init_cache(model: Prior, params: Any, batch: int, cond: Conditioning) -> Any:
     """Caches before position 0, in the compute dtype; cross-attention layers are filled from the lyric encodings."""
     caches: Any = model.apply({"params": params}, batch, cond, method="init_cache")
-    return _on_mesh(model, regroup(model, caches))
+    return _own_form(model, regroup(model, caches))
 
 
 def prefill(model: Prior, params: Any, tokens: Int[Array, "b p"], cond: Conditioning, known) -> Any:
     """Caches for a step at position ``known``; ``tokens`` are whole blocks of the sequence, padded at the end."""
     caches: Any = model.apply({"params": params}, tokens, cond, known, method="prefill")
-    return _on_mesh(model, regroup(model, caches))
+    return _own_form(model, regroup(model, caches))
 
 
 def cache_places(model: Prior, caches: Any, mesh: Any) -> Any:
     """The partition of every cache on a mesh: heads over ``tensor``, items over the rest."""
     heads = model.config.transformer.num_heads
+
+    def place(kind: Kind, cache: Any) -> Any:
+        axes = kv_cache.axes(kind, cache)
+        if isinstance(cache, tuple):
+            return tuple(spec(a, x.shape, mesh, heads) for a, x in zip(axes, cache, strict=True))
+        return spec(axes, cache.shape, mesh, heads)
+
     return [
-        tuple(spec(kv_cache.axes(k, len(c.shape)), c.shape, mesh, heads) for k, c in zip(kinds, group, strict=True))
+        tuple(place(kind, cache) for kind, cache in zip(kinds, group, strict=True))
         for (kinds, _), group in zip(groups(model), caches, strict=True)
     ]
 
 
-def _on_mesh(model: Prior, caches: Any) -> Any:
+def _own_form(model: Prior, caches: Any) -> Any:
+    """Stacked caches, or taken apart; pinned to the mesh in use."""
+    if not scanned(model):
+        caches = [
+            (kv_cache.apart(kinds[0], cache, _layer(model, kinds[0]).sizes),)
+            for (kinds, _), (cache,) in zip(groups(model), caches, strict=True)
+        ]
     mesh = jax.sharding.get_abstract_mesh()
     return caches if mesh.empty else jax.lax.with_sharding_constraint(caches, cache_places(model, caches, mesh))
+
+
+def _layer(model: Prior, kind: Kind) -> Layer:
+    c, lyrics = model.config, model.config.separate_lyrics
+    num_lyrics = lyrics.num_tokens if lyrics else 0
+    return Layer(c.transformer, kind, c.merged_lyrics, num_lyrics, model.dtype, parent=None)
 
 
 def step(
@@ -169,21 +190,15 @@ def step(
     x = x.astype(jnp.float32)
     if model.config.tied_output and positions is not None:
         x = x + positions
-    table = weights["table"]
-    logits = jnp.einsum("bd,vd->bv", x.astype(table.dtype), table, preferred_element_type=jnp.float32)
+    table, equation = (weights["table"], "bd,vd->bv") if "table" in weights else (weights["columns"], "bd,dv->bv")
+    logits = jnp.einsum(equation, x.astype(table.dtype), table, preferred_element_type=jnp.float32)
     return constrain(constrain(logits, "batch", "vocab"), "batch", None), caches  # logits travel, not the table
 
 
 def _layers(model: Prior, layers: Any, x: Float[Array, "b d"], caches: Any, t: Array) -> tuple[Array, Any]:
-    lyrics, out = model.config.separate_lyrics, []
+    out = []
     for (kinds, repeats), weights, cache in zip(groups(model), layers, caches, strict=True):
-        bodies = [
-            Layer(
-                model.config.transformer, kind, model.config.merged_lyrics, lyrics.num_tokens if lyrics else 0,
-                model.dtype, parent=None,
-            )
-            for kind in kinds
-        ]  # fmt: skip
+        bodies = [_layer(model, kind) for kind in kinds]
 
         def group(carry, inputs, bodies=bodies):
             (x, cache), (weights, index) = carry, inputs
@@ -202,8 +217,8 @@ def _layers(model: Prior, layers: Any, x: Float[Array, "b d"], caches: Any, t: A
 
 
 def layer_step(
-    layer: Layer, weights: Any, x: Float[Array, "b d"], cache: Float[Array, "r *s"], index, t
-) -> tuple[Float[Array, "b d"], Array]:
+    layer: Layer, weights: Any, x: Float[Array, "b d"], cache: kv_cache.Cache, index, t
+) -> tuple[Float[Array, "b d"], kv_cache.Cache]:
     """One position through a layer. Returns its output and the cache with position t of repeat ``index`` written."""
     a, cache = mix_step(layer, weights, _norm(x, weights["norm_0"]), cache, index, t)
     m = _dense(quick_gelu(_dense(_norm(x + a, weights["norm_1"]), weights["in"])), weights["out"])
@@ -211,8 +226,8 @@ def layer_step(
 
 
 def mix_step(
-    layer: Layer, weights: Any, h: Float[Array, "b d"], cache: Float[Array, "r *s"], index, t
-) -> tuple[Float[Array, "b d"], Array]:
+    layer: Layer, weights: Any, h: Float[Array, "b d"], cache: kv_cache.Cache, index, t
+) -> tuple[Float[Array, "b d"], kv_cache.Cache]:
     """``Layer.mix`` of one position, and the cache."""
     c, kind, sizes, qkv = layer.config, layer.kind, layer.sizes, weights["qkv"]
     y = jnp.einsum("bd,fd->bf", h, qkv["rows"]) + qkv["bias"][None] if "rows" in qkv else _dense(h, qkv)

@@ -77,8 +77,18 @@ def sample(
     The arguments after ``logits`` are static numbers, checked as ``Settings`` says.
     """
     settings = Settings(temperature, top_k, top_p)
+    return draw(None if settings.greedy else noise(keys, logits.shape[-1]), logits, settings)
+
+
+def noise(keys: Key[Array, "b"], size: int) -> Float[Array, "b v"]:
+    """What a categorical draw from ``size`` codes adds to each row's logits: Gumbel noise from the row's own key."""
+    return jax.vmap(lambda key: jax.random.gumbel(key, (size,), jnp.float32))(keys)
+
+
+def draw(noise: Float[Array, "b v"] | None, logits: Float[Array, "b v"], settings: Settings) -> Int[Array, "b"]:
+    """``sample`` with the noise of its keys; greedy settings take none."""
     logits = logits.astype(jnp.float32)
-    if settings.greedy:
+    if noise is None:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    logits = filter_top_p(filter_top_k(logits / temperature, top_k), top_p)
-    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+    logits = filter_top_p(filter_top_k(logits / settings.temperature, settings.top_k), settings.top_p)
+    return jnp.argmax(noise + logits, axis=-1).astype(jnp.int32)

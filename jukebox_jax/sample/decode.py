@@ -18,7 +18,7 @@ from jaxtyping import Array, Int
 
 from jukebox_jax.models import decode_form
 from jukebox_jax.models.prior import Conditioning, Prior
-from jukebox_jax.ops.logits import Settings, sample
+from jukebox_jax.ops.logits import Settings, draw, noise
 from jukebox_jax.parallel.sharding import constrain, spec
 from jukebox_jax.types import UserError
 
@@ -88,14 +88,19 @@ def decode(
     that the key is folded with. Returns the drawn tokens (b, num_steps), their logits (or None) and the caches.
     """
 
-    def step(carry, t):
-        cache, token = carry
+    positions, draws = position + jnp.arange(num_steps), None
+    if not settings.greedy:  # all of the chunk's at once: they depend on keys and positions only
+        at = positions[:, None] + jnp.broadcast_to(offset, token.shape)[None]
+        folded = jax.vmap(jax.vmap(jax.random.fold_in), (None, 0))(keys, at)
+        draws = jax.vmap(lambda keys: noise(keys, model.config.vocab_size))(folded)
+
+    def step(carry, inputs):
+        (cache, token), (t, drawn) = carry, inputs
         logits, cache = decode_form.step(model, weights, token, cond, cache, t)
-        folded = jax.vmap(jax.random.fold_in)(keys, jnp.broadcast_to(t + offset, token.shape))
-        token = sample(folded, logits, settings.temperature, settings.top_k, settings.top_p)
+        token = draw(drawn, logits, settings)
         return (cache, token), (token, logits if keep_logits else None)
 
-    (cache, _), (tokens, logits) = jax.lax.scan(step, (cache, token), position + jnp.arange(num_steps))
+    (cache, _), (tokens, logits) = jax.lax.scan(step, (cache, token), (positions, draws))
     return tokens.T, None if logits is None else jnp.swapaxes(logits, 0, 1), cache
 
 

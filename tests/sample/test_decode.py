@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jukebox_jax import presets
-from jukebox_jax.models.cache import DECODABLE, Sizes, shape
+from jukebox_jax.models.cache import DECODABLE, Sizes, apart, shape
 from jukebox_jax.models.decode_form import layer_step, layer_weights
 from jukebox_jax.models.layers import Layer
 from jukebox_jax.models.pattern import Kind
@@ -34,7 +34,7 @@ def compile_quickly():
 
 @pytest.mark.parametrize(
     ("kind", "form"),
-    [(kind, "scanned") for kind in DECODABLE] + [(Kind.BLOCK, "apart"), (Kind.LYRICS, "apart")],
+    [(kind, form) for kind in DECODABLE for form in ("scanned", "apart")],
     ids=lambda value: getattr(value, "value", value),
 )
 def test_a_layer_goes_on_from_every_prompt_length(kind: Kind, form: str) -> None:
@@ -47,6 +47,7 @@ def test_a_layer_goes_on_from_every_prompt_length(kind: Kind, form: str) -> None
 
     def steps(cache, known):
         """Outputs at positions known .. T, zeros before."""
+        cache = apart(kind, cache, layer.sizes) if form == "apart" else cache
 
         def body(t, carry):
             cache, out = carry
@@ -93,7 +94,7 @@ UPSAMPLER = presets.Prior(
 
 @pytest.mark.parametrize("preset", [MERGED, SEPARATE, UPSAMPLER], ids=["merged", "separate", "upsampler"])
 def test_a_window_goes_on_from_every_prompt_length(preset: presets.Prior) -> None:
-    model = Prior(preset, scan_layers=True)
+    model = Prior(preset, scan_layers=preset is MERGED)  # the others with their layers apart
     params = jax.jit(functools.partial(model.init, method="initialise"))(jax.random.key(0))["params"]
     rng = np.random.default_rng(0)
     y = [
