@@ -11,7 +11,7 @@ import jax
 
 from jukebox_jax import config, presets
 from jukebox_jax.certify.certificate import Work
-from jukebox_jax.models.flops import forward_flops, step_flops, vqvae_flops, vqvae_train_flops
+from jukebox_jax.models.flops import stack_flops, step_flops, vqvae_flops, vqvae_train_flops
 from jukebox_jax.parallel.mesh import axis_sizes
 from jukebox_jax.parallel.program import Program
 from jukebox_jax.sample import programs as sampling
@@ -118,7 +118,7 @@ def build(wanted: Wanted, mesh: Any) -> tuple[Program, Work]:
         return made, Work("step", 1, tokens, tokens * model.hop_length / rate, flops, weight_bytes=gathered)
     if wanted.program == "prefill":
         made = sampling.prefill_program(model, rows, mesh)
-        flops = float(rows * forward_flops(model, loss=False))
+        flops = float(rows * stack_flops(model))
         tokens = rows * model.context_length
         cache = made.extras["cache_bytes"]
         return made, Work("run", 1, tokens, tokens * model.hop_length / rate, flops, cache_bytes=cache)

@@ -45,16 +45,20 @@ def transformer_flops(t: presets.Transformer, prefix: int = 0, num_lyrics: int =
     return sum(layer_flops(kind, t, prefix, num_lyrics) for kind in layer_kinds(t.pattern, t.depth))
 
 
-def forward_flops(config: presets.Prior, loss: bool = True) -> int:
-    """One window through the prior, to its loss (or only through its layers)."""
+def stack_flops(config: presets.Prior) -> int:
+    """One window through the prior's layers, what it is conditioned on given."""
     t, lyrics = config.transformer, config.separate_lyrics
-    prefix = prime_prefix(config.merged_lyrics, t.num_blocks)
-    total = transformer_flops(t, prefix, lyrics.num_tokens if lyrics else 0)
-    total += 2 * t.length * t.width * config.vocab_size * loss
+    return transformer_flops(t, prime_prefix(config.merged_lyrics, t.num_blocks), lyrics.num_tokens if lyrics else 0)
+
+
+def forward_flops(config: presets.Prior) -> int:
+    """One window through the prior, to its loss."""
+    t, lyrics = config.transformer, config.separate_lyrics
+    total = stack_flops(config) + 2 * t.length * t.width * config.vocab_size
     if lyrics:
         encoder = lyrics.encoder
         total += transformer_flops(encoder)
-        total += 2 * lyrics.num_tokens * t.width * (encoder.width + lyrics.vocab_size * loss)
+        total += 2 * lyrics.num_tokens * t.width * (encoder.width + lyrics.vocab_size)
     return total + _conditioner_flops(config)
 
 
