@@ -1,0 +1,146 @@
+"""Our side of ``peer.py``."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sides import measure
+from sides.sizes import RATE, SIZES, label_rows, music, presets_of
+
+VQVAE_CASES = ("encode", "decode", "vqvae_train")
+
+
+class Maker:
+    """Makes weights and inputs, in a process that is gone before anything is measured."""
+
+    def make(self, case: str, size: str, folder: str) -> None:
+        """Write ``model`` (ours), ``port`` (the same weights in the port's layout) and ``inputs.npz``."""
+        import jax
+
+        from jukebox_jax.checkpoint import bundle
+        from jukebox_jax.cli.convert import export_model
+        from jukebox_jax.models.vqvae_loss import Bandwidth
+        from jukebox_jax.train.task import prior_task, vqvae_task
+
+        sizes, rng = SIZES[size], np.random.default_rng(0)
+        vqvae, prior = presets_of(sizes)
+        if case in VQVAE_CASES:
+            component, preset = "vqvae", vqvae
+            variables = jax.jit(vqvae_task(vqvae, Bandwidth()).init)(jax.random.key(0))
+            for state in variables["codebook"].values():
+                codes = 0.1 * rng.standard_normal(state["codebook"].shape).astype(np.float32)
+                state.update(codebook=codes, sum=codes, count=np.ones(len(codes), np.float32))
+            length = int(sizes["seconds"] * RATE) // 128 * 128
+            audio = music(2, sizes["chunk"]) if case == "vqvae_train" else music(1, length)
+            codes = rng.integers(vqvae.codebook_size, size=(1, length // 8)).astype(np.int32)
+            inputs = {"audio": audio, "codes": codes}
+        else:
+            component, preset = "prior_level_2", prior
+            variables = jax.jit(prior_task(prior).init)(jax.random.key(0))
+            inputs = {"codes": rng.integers(prior.codebook_size, size=(16, prior.context_length)).astype(np.int32)}
+        np.savez(Path(folder) / "inputs.npz", **inputs)
+        bundle.save_component(Path(folder) / "model", component, variables, preset)
+        export_model(str(Path(folder) / "model"), Path(folder) / "port", "transformers")
+
+
+class Ours:
+    """``prepare``, then each method is one thing to time."""
+
+    def prepare(self, case: str, size: str, folder: str) -> dict[str, Any]:
+        """Load what ``Maker`` left in the folder; then ``time``, ``sample`` and ``output`` work."""
+        import jax
+
+        from jukebox_jax.checkpoint import bundle
+
+        self.jax, self.folder, self.size = jax, Path(folder), SIZES[size]
+        self.vqvae, self.prior = presets_of(self.size)
+        self.inputs = dict(np.load(self.folder / "inputs.npz"))
+        component = "vqvae" if case in VQVAE_CASES else "prior_level_2"
+        variables = bundle.load_component(self.folder / "model", component)
+        getattr(self, f"_prepare_{component.partition('_')[0]}")(case, variables)
+        return {"jax": jax.__version__}
+
+    def _prepare_vqvae(self, case: str, variables: Any) -> None:
+        from jukebox_jax.models.vqvae import VQVAE
+        from jukebox_jax.models.vqvae_loss import Bandwidth
+        from jukebox_jax.train.task import vqvae_task
+
+        jax, model, audio, codes = self.jax, VQVAE(self.vqvae), self.inputs["audio"], self.inputs["codes"]
+        if case == "encode":
+            encode = jax.jit(partial(model.apply, method="encode"))
+            self.run = lambda: jax.block_until_ready(encode(variables, audio))
+            self.outputs = lambda: {f"codes_{i}": np.asarray(codes) for i, codes in enumerate(self.run())}
+        elif case == "decode":
+            decode = jax.jit(partial(model.apply, method="decode"), static_argnums=2)
+            self.run = lambda: jax.block_until_ready(decode(variables, codes, 0))
+            self.outputs = lambda: {"audio": np.asarray(self.run())}
+        else:
+            task = vqvae_task(self.vqvae, Bandwidth(l1=0.1, l2=0.02, spectral=400.0))
+            self._train(task, variables, {"audio": audio}, "vqvae")
+
+    def _prepare_prior(self, case: str, variables: Any) -> None:
+        from jukebox_jax import config
+        from jukebox_jax.models.prior import Prior
+        from jukebox_jax.train.task import prior_task
+
+        c, codes, rows = self.prior, self.inputs["codes"], self.size["batch"]
+        if case == "train":
+            defaults = config.prior(c)
+            task = prior_task(c, remat=defaults.remat, loss_chunks=defaults.loss_chunks)
+            batch = {"codes": codes[:rows], "y": label_rows(rows, c.window_samples)}
+            return self._train(task, variables, batch, "prior")
+        self.model, self.params, self.codes = Prior(c), variables["params"], codes
+        greedy = partial(self._sample, 1, 0, self.size["new"] // 2, top_k=1)
+        self.outputs = lambda: {"greedy": greedy(), "primed": self._sample(1, c.context_length - 16, 16, top_k=1)}
+        return None
+
+    def _train(self, task: Any, variables: Any, batch: Any, which: str) -> None:
+        from jukebox_jax import config
+        from jukebox_jax.train import optimizer, state
+        from jukebox_jax.train.step import make_step
+
+        jax = self.jax
+        c = getattr(config, which)(getattr(self, which))
+        transform = optimizer.adam(optimizer.Options(**c.optimizer))
+        step = jax.jit(make_step(task.loss, transform, ema_decay=0.999), donate_argnums=0)
+        self.state = state.create(variables, transform)
+        rng = jax.random.key(1)
+
+        def run() -> dict[str, Any]:
+            self.state, metrics = step(self.state, task.frozen, batch, rng)
+            return jax.block_until_ready(metrics)
+
+        self.run = run
+        self.outputs = lambda: {"loss": np.asarray(run()["loss"])}
+
+    def output(self) -> None:
+        np.savez(self.folder / "ours.npz", **self.outputs())
+
+    def time(self) -> float:
+        return measure.seconds(self.run)
+
+    def _sample(self, batch: int, given: int, new: int, progress: Any = None, top_k: int = 0) -> np.ndarray:
+        from jukebox_jax.ops.logits import Settings
+        from jukebox_jax.sample.decode import sample_window
+
+        keys = self.jax.random.split(self.jax.random.key(0), batch)
+        y = label_rows(batch, self.prior.window_samples)
+        drawn = sample_window(
+            self.model, self.params, self.codes[:batch, :given], y, None, keys, start=0, num_steps=new,
+            settings=Settings(top_k=top_k), progress=progress,
+        )  # fmt: skip
+        return np.asarray(drawn.codes)
+
+    def sample(self, batch: int, given: int, new: int) -> float:
+        return measure.seconds(lambda: self._sample(batch, given, new))
+
+    def first_and_last(self) -> list[float]:
+        """Seconds of the first and of the last ``new`` tokens of a whole window."""
+        marks = {0: time.perf_counter()}
+        self._sample(1, 0, self.prior.context_length, lambda done: marks.update({done: time.perf_counter()}))
+        new, end = self.size["new"], self.prior.context_length
+        return [marks[new] - marks[0], marks[end] - marks[end - new]]
