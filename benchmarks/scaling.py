@@ -42,7 +42,6 @@ BLOCK, CHUNK, CHUNKS = (
 )  # positions of a block, tokens of a timed scan, scans of a run (the first is not timed)
 BATCH, WIDTH, DEPTH, HEADS = 2, 256, 4, 4
 FACTORED_CONTEXTS = (1024, 2304, 4096, 9216, 16_384, 36_864)
-SLACK = 64  # left after the timed tokens, so that no block is begun
 
 
 def prior(kind: str, context: int) -> presets.Prior:

@@ -80,38 +80,50 @@ class Ours:
             self.outputs = lambda: {"audio": np.asarray(self.run())}
         else:
             task = vqvae_task(self.vqvae, Bandwidth(l1=0.1, l2=0.02, spectral=400.0))
-            self._train(task, variables, {"audio": audio}, "vqvae")
+            self._train(task, variables, {"audio": audio}, self._experiment(self.vqvae, len(audio)))
 
     def _prepare_prior(self, case: str, variables: Any) -> None:
-        from jukebox_jax import config
         from jukebox_jax.models.prior import Prior
         from jukebox_jax.train.task import prior_task
 
         c, codes, rows = self.prior, self.inputs["codes"], self.size["batch"]
         if case == "train":
-            defaults = config.prior(c)
-            task = prior_task(c, remat=defaults.remat, loss_chunks=defaults.loss_chunks)
+            experiment = self._experiment(c, rows)
+            task = prior_task(c, remat=experiment.remat, loss_chunks=experiment.loss_chunks)
             batch = {"codes": codes[:rows], "y": label_rows(rows, c.window_samples)}
-            return self._train(task, variables, batch, "prior")
+            return self._train(task, variables, batch, experiment)
         self.model, self.params, self.codes = Prior(c), variables["params"], codes
         greedy = partial(self._sample, 1, 0, self.size["new"] // 2, top_k=1)
         self.outputs = lambda: {"greedy": greedy(), "primed": self._sample(1, c.context_length - 16, 16, top_k=1)}
         return None
 
-    def _train(self, task: Any, variables: Any, batch: Any, which: str) -> None:
+    def _experiment(self, preset: Any, batch: int) -> Any:
+        """What ``jukebox train`` would run by default."""
         from jukebox_jax import config
-        from jukebox_jax.train import optimizer, state
-        from jukebox_jax.train.step import make_step
+        from jukebox_jax.presets import Prior
+        from jukebox_jax.train import experiment
 
-        jax = self.jax
-        c = getattr(config, which)(getattr(self, which))
-        transform = optimizer.adam(optimizer.Options(**c.optimizer))
-        step = jax.jit(make_step(task.loss, transform, ema_decay=0.999), donate_argnums=0)
-        self.state = state.create(variables, transform)
+        c = config.prior(preset) if isinstance(preset, Prior) else config.vqvae(preset)
+        c.batch_size = batch
+        if "window_samples" in c:
+            c.window_samples = self.size["chunk"]
+        return experiment.from_config(c.to_dict())
+
+    def _train(self, task: Any, variables: Any, batch: Any, experiment: Any) -> None:
+        from jukebox_jax.parallel.mesh import make_mesh, use
+        from jukebox_jax.train import optimizer, state
+        from jukebox_jax.train.step import jit_step
+
+        jax, transform, mesh = self.jax, optimizer.adam(experiment.optimizer), make_mesh(dict(experiment.mesh), self.jax.devices()[:1])
         rng = jax.random.key(1)
+        with use(mesh):
+            where = state.placed(state.abstract(task.init, transform, rng), mesh, experiment.num_heads)
+            self.state = state.from_variables(variables, transform, where)
+            step = jit_step(task.loss, experiment, where, mesh)
 
         def run() -> dict[str, Any]:
-            self.state, metrics = step(self.state, task.frozen, batch, rng)
+            with use(mesh):
+                self.state, metrics = step(self.state, task.frozen, batch, rng)
             return jax.block_until_ready(metrics)
 
         self.run = run

@@ -20,9 +20,12 @@ class Port:
     def prepare(self, case: str, size: str, folder: str) -> dict[str, Any]:
         os.environ["HF_HUB_OFFLINE"] = "1"
         import safetensors.torch
-        import torch
-        import transformers
-        from transformers.models.deprecated.jukebox import configuration_jukebox, modeling_jukebox
+        import torch  # pyright: ignore[reportMissingImports]
+        import transformers  # pyright: ignore[reportMissingImports]
+        from transformers.models.deprecated.jukebox import (  # pyright: ignore[reportMissingImports]
+            configuration_jukebox,
+            modeling_jukebox,
+        )
 
         torch.set_num_threads(measure.THREADS)
         torch.manual_seed(0)

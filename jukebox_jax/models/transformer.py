@@ -113,7 +113,7 @@ class Transformer(nn.Module):
                 x, y[name] = forward(layer, params[name], x)
             return x, y
 
-        if self.remat:
+        if self.remat and (self.scanned or platform() != "cpu"):  # unrolled on a CPU it saves nothing
             span = jax.checkpoint(span, static_argnums=0)
         for i, (kinds, repeats) in enumerate(self.segments):
 
@@ -178,8 +178,11 @@ def _repeat(group: Callable, carry, inputs, repeats: int, scanned: bool):
     """``lax.scan`` of ``group`` over the stacked inputs, or the same unrolled with static slices."""
     if repeats > 1 and scanned:
         return jax.lax.scan(group, carry, inputs)
+    # Split, not indexed: the gradient is then one concatenation, not a sum of padded slices.
+    leaves, tree = jax.tree.flatten(inputs)
+    slices = zip(*(jax.lax.split(leaf, (1,) * repeats) for leaf in leaves), strict=True)
     ys = []
-    for r in range(repeats):
-        carry, y = group(carry, jax.tree.map(lambda p, r=r: p[r], inputs))
+    for parts in slices:
+        carry, y = group(carry, jax.tree.unflatten(tree, [part[0] for part in parts]))
         ys.append(y)
     return carry, jax.tree.map(lambda *y: jnp.stack(y), *ys)

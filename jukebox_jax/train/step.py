@@ -10,10 +10,14 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import AbstractMesh, Mesh
 
+from jukebox_jax import presets
+from jukebox_jax.parallel.mesh import platform
 from jukebox_jax.parallel.sharding import replicated
 from jukebox_jax.train.experiment import Experiment
 from jukebox_jax.train.optimizer import AdamState, adam, update_ema
 from jukebox_jax.train.state import TrainState, shardings
+
+IN_CACHE = 1 << 20  # 4 MiB in float32
 
 Loss = Callable[..., tuple[jax.Array, tuple[dict[str, jax.Array], Any]]]
 
@@ -67,9 +71,24 @@ def jit_step(loss: Loss, experiment: Experiment, where: TrainState, mesh: Mesh |
     """
     step = make_step(
         loss, adam(experiment.optimizer), ema_decay=experiment.ema_decay, ema_every=experiment.ema.every,
-        accumulate=experiment.accumulate,
+        accumulate=parts_of_batch(experiment, mesh),
     )  # fmt: skip
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings(where), replicated(mesh)))
+
+
+def parts_of_batch(experiment: Experiment, mesh: Mesh | AbstractMesh) -> int:
+    """Parts that a batch is cut into: the experiment's, and on CPUs more for a prior.
+
+    There a part's residual stream has at most ``IN_CACHE`` numbers, if one example's has: a layer's arrays stay in the
+    cache, and memory is that of one part. The averaged gradients are the same but for rounding. (A VQ-VAE's codebooks
+    would be updated by each part.)
+    """
+    model, parts = experiment.model, experiment.accumulate
+    if not isinstance(model, presets.Prior) or platform() != "cpu":
+        return parts
+    rows = experiment.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"] * parts)  # of a part on one device
+    fitting = max(1, IN_CACHE // (model.transformer.length * model.transformer.width))
+    return parts * next(n for n in range(1, rows + 1) if rows % n == 0 and rows // n <= fitting)
 
 
 def _accumulated(grads_of: Callable, parts: int, state: TrainState, frozen: Any, batch: Any, rng: jax.Array) -> tuple:

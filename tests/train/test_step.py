@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from jukebox_jax import config, presets
-from jukebox_jax.parallel.mesh import make_mesh
+from jukebox_jax.parallel.mesh import abstract_mesh, make_mesh, use
 from jukebox_jax.train import state as states
+from jukebox_jax.train.experiment import from_config
 from jukebox_jax.train.optimizer import Options, adam
-from jukebox_jax.train.step import make_step
+from jukebox_jax.train.step import make_step, parts_of_batch
 
 OPTIONS = dataclasses.replace(
     Options(**config.vqvae(presets.SMALL_VQVAE).optimizer.to_dict()), warmup_steps=0.0, learning_rate=0.1
@@ -110,3 +111,23 @@ def test_the_state_is_made_in_its_place_and_donated(shape: dict):
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(tables))
     expected, _ = jax.jit(make_step(loss, transform, ema_decay=0.9))(plain, 2.0, batch_of(1), RNG)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), after, expected)
+
+
+def test_a_cpu_takes_a_prior_in_parts_that_fit_its_cache():
+    def experiment_of(width: int, **changes):
+        transformer = presets.Transformer(2048, width, 2, 1, 32, "factored")
+        c = config.prior(presets.Prior(0, 2048, 64, 8, transformer))
+        c.update({"batch_size": 8, **changes})
+        return from_config(c.to_dict())
+
+    mesh, two = (make_mesh({"data": n}, jax.devices()[:n]) for n in (1, 2))
+    assert parts_of_batch(experiment_of(512), mesh) == 8
+    assert parts_of_batch(experiment_of(512), two) == 4
+    assert parts_of_batch(experiment_of(512, accumulate=2), mesh) == 8
+    assert parts_of_batch(experiment_of(1024), mesh) == 8
+    assert parts_of_batch(experiment_of(128), mesh) == 2
+    assert parts_of_batch(experiment_of(16), mesh) == 1
+    with use(abstract_mesh({"data": 1}, 1, "tpu")):
+        assert parts_of_batch(experiment_of(512, accumulate=2), mesh) == 2
+    vqvae = config.vqvae(presets.SMALL_VQVAE)
+    assert parts_of_batch(from_config(vqvae.to_dict()), mesh) == 1
