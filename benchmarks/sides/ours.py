@@ -31,8 +31,9 @@ class Maker:
         if case in VQVAE_CASES:
             component, preset = "vqvae", vqvae
             variables = jax.jit(vqvae_task(vqvae, Bandwidth()).init)(jax.random.key(0))
+            # The same codebook at every level: the port's training forward gives level 0's latents to level 2's.
+            codes = 0.1 * rng.standard_normal((vqvae.codebook_size, vqvae.codebook_dim)).astype(np.float32)
             for state in variables["codebook"].values():
-                codes = 0.1 * rng.standard_normal(state["codebook"].shape).astype(np.float32)
                 state.update(codebook=codes, sum=codes, count=np.ones(len(codes), np.float32))
             length = int(sizes["seconds"] * RATE) // 128 * 128
             audio = music(2, sizes["chunk"]) if case == "vqvae_train" else music(1, length)
@@ -114,7 +115,11 @@ class Ours:
         from jukebox_jax.train import optimizer, state
         from jukebox_jax.train.step import jit_step
 
-        jax, transform, mesh = self.jax, optimizer.adam(experiment.optimizer), make_mesh(dict(experiment.mesh), self.jax.devices()[:1])
+        jax, transform, mesh = (
+            self.jax,
+            optimizer.adam(experiment.optimizer),
+            make_mesh(dict(experiment.mesh), self.jax.devices()[:1]),
+        )
         rng = jax.random.key(1)
         with use(mesh):
             where = state.placed(state.abstract(task.init, transform, rng), mesh, experiment.num_heads)

@@ -120,12 +120,8 @@ class Port:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-        weights = {name: weight.clone() for name, weight in model.state_dict().items()}
-
-        def outputs() -> dict[str, np.ndarray]:
+        def outputs() -> dict[str, np.ndarray]:  # in training the port's first forward draws new codebooks
             model.eval()
-            self._no_grad(loss_of)  # the first forward draws new codebooks, whatever was loaded
-            model.load_state_dict(weights)
             loss = self._no_grad(loss_of)
             model.train()
             return {"loss": loss.numpy()}
