@@ -115,11 +115,8 @@ class Ours:
         from jukebox_jax.train import optimizer, state
         from jukebox_jax.train.step import jit_step
 
-        jax, transform, mesh = (
-            self.jax,
-            optimizer.adam(experiment.optimizer),
-            make_mesh(dict(experiment.mesh), self.jax.devices()[:1]),
-        )
+        jax, transform = self.jax, optimizer.adam(experiment.optimizer)
+        mesh = make_mesh(dict(experiment.mesh), jax.devices()[:1])
         rng = jax.random.key(1)
         with use(mesh):
             where = state.placed(state.abstract(task.init, transform, rng), mesh, experiment.num_heads)
