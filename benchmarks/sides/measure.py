@@ -101,9 +101,9 @@ def reset_memory() -> None:
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
-def alternate(sides: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+def alternate(sides: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[Any]]:
     """``repeats`` times of each side, one after the other, each time starting with another side."""
-    found: dict[str, list[float]] = {name: [] for name in sides}
+    found: dict[str, list[Any]] = {name: [] for name in sides}
     names = list(sides)
     for turn in range(repeats):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:

@@ -43,13 +43,16 @@ class Maker:
             component, preset = "prior_level_2", prior
             variables = jax.jit(prior_task(prior).init)(jax.random.key(0))
             inputs = {"codes": rng.integers(prior.codebook_size, size=(16, prior.context_length)).astype(np.int32)}
-        np.savez(Path(folder) / "inputs.npz", **inputs)
+        np.savez(Path(folder) / "inputs.npz", **inputs)  # pyright: ignore[reportArgumentType]
         bundle.save_component(Path(folder) / "model", component, variables, preset)
         export_model(str(Path(folder) / "model"), Path(folder) / "port", "transformers")
 
 
 class Ours:
     """``prepare``, then each method is one thing to time."""
+
+    run: Any
+    outputs: Any
 
     def prepare(self, case: str, size: str, folder: str) -> dict[str, Any]:
         """Load what ``Maker`` left in the folder; then ``time``, ``sample`` and ``output`` work."""
@@ -132,7 +135,7 @@ class Ours:
         self.outputs = lambda: {"loss": np.asarray(run()["loss"])}
 
     def output(self) -> None:
-        np.savez(self.folder / "ours.npz", **self.outputs())
+        np.savez(self.folder / "ours.npz", **self.outputs())  # pyright: ignore[reportArgumentType]
 
     def time(self) -> float:
         return measure.seconds(self.run)

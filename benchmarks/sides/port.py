@@ -17,6 +17,9 @@ from sides.sizes import RATE, SIZES, label_rows, presets_of
 class Port:
     """The same of the port, and nothing but its public calls."""
 
+    run: Any
+    outputs: Any
+
     def prepare(self, case: str, size: str, folder: str) -> dict[str, Any]:
         os.environ["HF_HUB_OFFLINE"] = "1"
         import safetensors.torch
@@ -132,7 +135,7 @@ class Port:
         return _Marks(iterable, self.marks)
 
     def output(self) -> None:
-        np.savez(self.folder / "peer.npz", **self.outputs())
+        np.savez(self.folder / "peer.npz", **self.outputs())  # pyright: ignore[reportArgumentType]
 
     def time(self) -> float:
         return measure.seconds(self.run)

@@ -10,7 +10,7 @@ from jukebox_jax import presets
 
 RATE = 44_100  # samples a second
 # tiny: sizes for a smoke test
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "full": dict(seconds=12.0, chunk=65_536, width=512, depth=12, heads=4, context=2048, blocks=32, new=256, batch=4),
     "tiny": dict(seconds=0.3, chunk=8192, width=16, depth=3, heads=2, context=256, blocks=16, new=64, batch=2),
 }
