@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import AbstractMesh
 
 from jukebox_jax import presets
 from jukebox_jax.certify.certificate import Work
@@ -60,7 +61,7 @@ def predict(wanted: Wanted, where: Topology) -> Prediction:
     if wanted.program == "train" and isinstance(wanted.model, presets.Prior):
         temporaries, flops, hbm = _training(wanted, wanted.model, program, work)
     elif wanted.program == "decode" and isinstance(wanted.model, presets.Prior):
-        temporaries, flops, hbm = 0, work.model_flops or 0.0, work.floor_bytes or 0.0
+        temporaries, flops, hbm = _draws(wanted.model, mesh, work), work.model_flops or 0.0, work.floor_bytes or 0.0
     else:
         temporaries, flops, hbm = None, work.model_flops or 0.0, float(arguments)
     flops /= where.num_devices
@@ -71,6 +72,12 @@ def predict(wanted: Wanted, where: Topology) -> Prediction:
         dcn * share / where.chip.dcn, 0.0,
     )  # fmt: skip
     return Prediction(arguments, temporaries, where.chip.hbm_limit, flops, bound, work)
+
+
+def _draws(model: presets.Prior, mesh: AbstractMesh, work: Work) -> int:
+    """A chunk's random numbers, made before its loop: bits, uniform and Gumbel numbers of every step, item and code."""
+    items = int(work.tokens) // (mesh.shape["data"] * mesh.shape["fsdp"])
+    return 3 * 4 * work.units * items * model.vocab_size
 
 
 def _read(wanted: Wanted, program: Program) -> Any:
