@@ -181,6 +181,11 @@ class Prior:
         return self.lyrics if self.lyrics and self.lyrics.kind == "separate" else None
 
     @property
+    def num_lyrics(self) -> int:
+        """Lyric encodings that cross attention reads (0 unless separate)."""
+        return self.separate_lyrics.num_tokens if self.separate_lyrics else 0
+
+    @property
     def lyric_vocabulary(self) -> int:
         """Lyric ids in front of the music's in a merged vocabulary (0 unless merged)."""
         return self.lyrics.vocab_size if self.lyrics and self.merged_lyrics else 0

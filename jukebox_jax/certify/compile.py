@@ -46,6 +46,15 @@ class Request:
         if self.batch_size is not None and self.batch_size < 1:
             raise UserError(f"--batch_size={self.batch_size}: it must be at least 1")
 
+    def resolve(self, num_devices: int) -> Any:
+        """The ``programs.Wanted`` of this request on so many devices."""
+        from jukebox_jax.certify.programs import resolve
+
+        return resolve(
+            self.config, self.program, num_devices, batch_size=self.batch_size, mesh=self.mesh,
+            overrides=self.overrides,
+        )  # fmt: skip
+
 
 def run(request: Request) -> dict[str, Any]:
     """Compile in a process of its own. ``{"certificate": ...}`` (see ``Certificate.from_json``), or for cuda
@@ -74,14 +83,11 @@ def run(request: Request) -> dict[str, Any]:
 
 def compile_here(request: Request) -> Certificate:
     """Compile for a TPU in this process, in which no TPU may be in use."""
-    from jukebox_jax.certify.programs import build, resolve
+    from jukebox_jax.certify.programs import build
     from jukebox_jax.parallel.mesh import make_mesh
 
     where = topology.parse(request.topology, request.num_slices)
-    wanted = resolve(
-        request.config, request.program, where.num_devices, batch_size=request.batch_size, mesh=request.mesh,
-        overrides=request.overrides,
-    )  # fmt: skip
+    wanted = request.resolve(where.num_devices)
     mesh = make_mesh(wanted.mesh, where.devices(), request.num_slices)
     program, work = build(wanted, mesh)
     clock = time.process_time()
@@ -110,16 +116,13 @@ def compile_here(request: Request) -> Certificate:
 
 def lower_for_gpus(request: Request) -> dict[str, Any]:
     """What lowering for CUDA shows: that the program can be traced and partitioned, and which kernels it calls."""
-    from jukebox_jax.certify.programs import build, resolve
+    from jukebox_jax.certify.programs import build
     from jukebox_jax.parallel.mesh import abstract_mesh
 
     kind, _, count = request.topology.partition(":")
     if kind != "cuda" or not count.isdigit() or int(count) < 1 or request.num_slices != 1:
         raise UserError(f"--platform=cuda needs a number of GPUs such as --topology=cuda:8, not {request.topology!r}")
-    wanted = resolve(
-        request.config, request.program, int(count), batch_size=request.batch_size, mesh=request.mesh,
-        overrides=request.overrides,
-    )  # fmt: skip
+    wanted = request.resolve(int(count))
     program, _ = build(wanted, abstract_mesh(wanted.mesh, int(count), "cuda"))
     clock = time.process_time()
     text = program.lower("cuda").as_text()

@@ -21,12 +21,13 @@ from jukebox_jax.certify.programs import Wanted, build
 from jukebox_jax.certify.roofline import Roofline
 from jukebox_jax.certify.topology import Topology
 from jukebox_jax.models.flops import kept_inputs, repeated_flops
+from jukebox_jax.ops.attention_pallas_tpu import LANES, SUBLANES, round_up
 from jukebox_jax.parallel.mesh import abstract_mesh
 from jukebox_jax.parallel.program import Program
-from jukebox_jax.parallel.sharding import logical
+from jukebox_jax.parallel.sharding import logical, names_of
+from jukebox_jax.train.experiment import Experiment
 
 STREAMS = 6.8  # activations of one layer in work at a time, in streams
-LANES, SUBLANES = 128, 8  # arrays lie in tiles of so many minor elements and rows
 
 
 class Prediction(NamedTuple):
@@ -95,13 +96,12 @@ def physical(leaf: Any) -> int:
     if len(shape) < 2:
         return math.prod(shape) * size
     return size * min(
-        math.prod(_up(n, LANES) if i == minor else _up(n, SUBLANES) if i == second else n for i, n in enumerate(shape))
+        math.prod(
+            round_up(n, LANES) if i == minor else round_up(n, SUBLANES) if i == second else n
+            for i, n in enumerate(shape)
+        )
         for minor, second in itertools.permutations(range(len(shape)), 2)
     )
-
-
-def _up(n: int, multiple: int) -> int:
-    return -(-n // multiple) * multiple
 
 
 def _training(wanted: Wanted, model: presets.Prior, program: Program, work: Work) -> tuple[int | None, float, float]:
@@ -114,28 +114,26 @@ def _training(wanted: Wanted, model: presets.Prior, program: Program, work: Work
     state, t = program.args[0], model.transformer
     kept = rows * kept_inputs(t, experiment.remat_layers) * stream(t)
     hbm = 2.0 * sum(map(physical, jax.tree.leaves(state))) + 2 * experiment.accumulate * kept
-    return (_temporaries(wanted, model, state.params, rows) if experiment.remat else None), flops, hbm
+    return (_temporaries(experiment, model, state.params, rows, kept) if experiment.remat else None), flops, hbm
 
 
 def stream(t: presets.Transformer) -> int:
     """Bytes of one row's activations between two layers, bfloat16."""
-    return 2 * t.length * _up(t.width, LANES)
+    return 2 * t.length * round_up(t.width, LANES)
 
 
-def _temporaries(wanted: Wanted, model: presets.Prior, params: Any, rows: int) -> int:
-    """Of a step that recomputes every layer: see the constants."""
-    t, experiment = model.transformer, wanted.experiment
-    assert experiment is not None
-    kept = rows * kept_inputs(t, experiment.remat_layers) * stream(t)
+def _temporaries(experiment: Experiment, model: presets.Prior, params: Any, rows: int, kept: int) -> int:
+    """Of a step that recomputes every layer but for ``kept`` bytes of inputs: see the constants."""
+    t = model.transformer
     gradients = sum(map(physical, jax.tree.leaves(params)))
     tables = sum(4 * leaf.size for path, leaf in jax.tree_util.tree_leaves_with_path(params) if _whole(path, leaf))
-    logits = 4 * rows * t.length // experiment.loss_chunks * _up(model.vocab_size, LANES)
+    logits = 4 * rows * t.length // experiment.loss_chunks * round_up(model.vocab_size, LANES)
     return round(kept + gradients + 2 * tables + STREAMS * rows * stream(t) + logits)
 
 
 def _whole(path: Any, leaf: Any) -> bool:
     """Whether a step gathers a parameter before its loops: tables, and all that is not stacked."""
-    return logical(tuple(str(getattr(e, "key", e)) for e in path), len(leaf.shape))[:1] != ("layers",)
+    return logical(names_of(path), len(leaf.shape))[:1] != ("layers",)
 
 
 def _transfers(wanted: Wanted, where: Topology, program: Program, work: Work) -> tuple[float, float]:

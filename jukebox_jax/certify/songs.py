@@ -10,6 +10,7 @@ from jukebox_jax import presets
 from jukebox_jax.certify.plan import Prediction, predict
 from jukebox_jax.certify.programs import sampled
 from jukebox_jax.certify.topology import Topology
+from jukebox_jax.ops.attention_pallas_tpu import round_up
 from jukebox_jax.sample import windows
 from jukebox_jax.types import UserError
 
@@ -56,14 +57,10 @@ def plan_songs(
         drawn = windows.plan(0, total, prior.context_length, hop)
         tensor = math.gcd(prior.transformer.num_heads, where.num_devices)
         shards = where.num_devices // tensor
-        batch = _up(min(batch_size or songs, songs), shards)
+        batch = round_up(min(batch_size or songs, songs), shards)
         wanted = [sampled(prior, program, where.num_devices, batch) for program in ("prefill", "decode")]
         prefill, decode = (predict(w, where) for w in wanted)
         tokens = sum(window.end - window.given for window in drawn)
         batches = math.ceil(songs / batch)
         found.append(LevelPlan(level, batch, batches, wanted[0].mesh, len(drawn), tokens, prefill, decode))
     return found
-
-
-def _up(n: int, multiple: int) -> int:
-    return -(-n // multiple) * multiple

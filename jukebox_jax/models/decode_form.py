@@ -1,6 +1,6 @@
 """Parameters and caches in the form that one-token steps want, and the step itself.
 
-A step reads every weight once, so its form is the backend's choice, made by ``Transformer.scanned`` alone: on a TPU
+A step reads every weight once, so its form is the backend's choice, made by ``transformer.scans`` alone: on a TPU
 layers stay stacked and are scanned (three bodies compile instead of seventy-two, slices are free); on a CPU every layer
 is a stack of one, taken apart before the token loop, where slices would be copies.
 
@@ -20,13 +20,13 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jaxtyping import Array, Float, Int
 
 from jukebox_jax.models import cache as kv_cache
-from jukebox_jax.models.layers import Layer, quick_gelu
+from jukebox_jax.models.layers import Layer, layer_norm, quick_gelu
 from jukebox_jax.models.pattern import Kind, Segment, layer_kinds, segments
 from jukebox_jax.models.prior import Conditioning, Prior
-from jukebox_jax.models.transformer import scan_by_default
+from jukebox_jax.models.transformer import scans
 from jukebox_jax.ops import attention_xla
 from jukebox_jax.parallel.mesh import platform
-from jukebox_jax.parallel.sharding import constrain, spec
+from jukebox_jax.parallel.sharding import constrain, names_of, spec
 
 # Logical axes of a leaf's last dimensions. Weights are whole along ``fsdp``: a step cannot wait for them.
 _AXES: dict[tuple[str, ...], tuple[str | None, ...]] = {
@@ -48,7 +48,7 @@ _TABLES: dict[str, tuple[str | None, ...]] = {
 
 def scanned(model: Prior) -> bool:
     """Whether layers are scanned in stacks, or stand alone."""
-    return scan_by_default() if model.scan_layers is None else model.scan_layers
+    return scans(model.scan_layers)
 
 
 def groups(model: Prior) -> tuple[Segment, ...]:
@@ -120,7 +120,7 @@ def places(model: Prior, weights: Any, mesh: Mesh | AbstractMesh) -> Any:
     heads = model.config.transformer.num_heads
 
     def place(path: tuple[Any, ...], leaf: Any) -> Any:
-        names = tuple(str(getattr(entry, "key", "")) for entry in path)
+        names = names_of(path)
         axes = _TABLES.get(names[0], ()) if len(names) == 1 else _AXES.get(names[-2:], ())
         axes = (None,) * (len(leaf.shape) - len(axes)) + axes
         where = NamedSharding(mesh, spec(axes, leaf.shape, mesh, heads))
@@ -170,9 +170,8 @@ def _own_form(model: Prior, caches: Any) -> Any:
 
 
 def _layer(model: Prior, kind: Kind) -> Layer:
-    c, lyrics = model.config, model.config.separate_lyrics
-    num_lyrics = lyrics.num_tokens if lyrics else 0
-    return Layer(c.transformer, kind, c.merged_lyrics, num_lyrics, model.dtype, parent=None)
+    c = model.config
+    return Layer(c.transformer, kind, c.merged_lyrics, c.num_lyrics, model.dtype, parent=None)
 
 
 def step(
@@ -220,9 +219,9 @@ def layer_step(
     layer: Layer, weights: Any, x: Float[Array, "b d"], cache: kv_cache.Cache, index, t
 ) -> tuple[Float[Array, "b d"], kv_cache.Cache]:
     """One position through a layer. Returns its output and the cache with position t of repeat ``index`` written."""
-    a, cache = mix_step(layer, weights, _norm(x, weights["norm_0"]), cache, index, t)
-    m = _dense(quick_gelu(_dense(_norm(x + a, weights["norm_1"]), weights["in"])), weights["out"])
-    return (x + (a + m) / layer.config.depth if layer.config.residual_scale else x + a + m), cache
+    a, cache = mix_step(layer, weights, layer_norm(x, weights["norm_0"]), cache, index, t)
+    m = _dense(quick_gelu(_dense(layer_norm(x + a, weights["norm_1"]), weights["in"])), weights["out"])
+    return layer.add(x, a, m), cache
 
 
 def mix_step(
@@ -247,11 +246,3 @@ def mix_step(
 
 def _dense(x: Array, weights: Any) -> Array:
     return x @ weights["kernel"] + weights["bias"][None]
-
-
-def _norm(x: Array, weights: Any) -> Array:
-    """Layer norm in float32, returned in the input's dtype."""
-    y = x.astype(jnp.float32)
-    y = y - jnp.mean(y, axis=-1, keepdims=True)
-    scale = jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + 1e-5) * weights["scale"][None]
-    return (y * scale + weights["bias"][None]).astype(x.dtype)

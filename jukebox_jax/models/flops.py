@@ -47,8 +47,8 @@ def transformer_flops(t: presets.Transformer, prefix: int = 0, num_lyrics: int =
 
 def stack_flops(config: presets.Prior) -> int:
     """One window through the prior's layers, what it is conditioned on given."""
-    t, lyrics = config.transformer, config.separate_lyrics
-    return transformer_flops(t, prime_prefix(config.merged_lyrics, t.num_blocks), lyrics.num_tokens if lyrics else 0)
+    t = config.transformer
+    return transformer_flops(t, prime_prefix(config.merged_lyrics, t.num_blocks), config.num_lyrics)
 
 
 def forward_flops(config: presets.Prior) -> int:
@@ -78,7 +78,7 @@ def repeated_flops(config: presets.Prior, remat: bool, loss_chunks: int, remat_l
     t, lyrics, total = config.transformer, config.separate_lyrics, 0
     if remat:
         prefix = prime_prefix(config.merged_lyrics, t.num_blocks)
-        stacks = [(t, prefix, lyrics.num_tokens)] + [(lyrics.encoder, 0, 0)] if lyrics else [(t, prefix, 0)]
+        stacks = [(t, prefix, config.num_lyrics), *([(lyrics.encoder, 0, 0)] if lyrics else [])]
         for stack, p, n in stacks:
             total += (
                 transformer_flops(stack, p, n)
@@ -89,11 +89,10 @@ def repeated_flops(config: presets.Prior, remat: bool, loss_chunks: int, remat_l
 
 def step_flops(config: presets.Prior) -> int:
     """One decoded position of one row, with the keys of the end of the context."""
-    t, lyrics = config.transformer, config.separate_lyrics
-    prefix = prime_prefix(config.merged_lyrics, t.num_blocks)
+    t, prefix = config.transformer, prime_prefix(config.merged_lyrics, config.transformer.num_blocks)
     total = 2 * t.width * config.vocab_size
     for kind in layer_kinds(t.pattern, t.depth):
-        keys = keys_per_query(kind, t, prefix, lyrics.num_tokens if lyrics else 0)
+        keys = keys_per_query(kind, t, prefix, config.num_lyrics)
         projections = 2 if kind is Kind.LYRICS else 4  # cross attention's keys and values are cached for good
         total += 2 * projections * t.width * t.attention_width + 4 * t.width * t.mlp_dim + 4 * keys * t.attention_width
     return total

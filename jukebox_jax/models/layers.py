@@ -26,13 +26,22 @@ def quick_gelu(x: Float[Array, "*b f"]) -> Float[Array, "*b f"]:
 
 
 class LayerNorm(nn.Module):
-    """Layer norm in float32, returned in the input's dtype (epsilon 1e-5, biased variance)."""
+    """``layer_norm`` with parameters of its own."""
 
     @nn.compact
     def __call__(self, x):
-        norm = nn.LayerNorm(epsilon=1e-5, dtype=jnp.float32, use_fast_variance=False, name="norm")
-        nn.share_scope(self, norm)
-        return norm(x).astype(x.dtype)
+        ones, zeros = nn.initializers.ones, nn.initializers.zeros
+        width = (x.shape[-1],)
+        return layer_norm(x, {"scale": self.param("scale", ones, width), "bias": self.param("bias", zeros, width)})
+
+
+def layer_norm(x: Float[Array, "*b d"], weights: Any) -> Float[Array, "*b d"]:
+    """Layer norm in float32, returned in the dtype of x (epsilon 1e-5, biased variance). ``weights``: scale, bias."""
+    scale, bias = (jnp.expand_dims(weights[name], tuple(range(x.ndim - 1))) for name in ("scale", "bias"))
+    y = x.astype(jnp.float32)
+    y = y - jnp.mean(y, axis=-1, keepdims=True)
+    y = y * (jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + 1e-5) * scale)
+    return (y + bias).astype(x.dtype)
 
 
 def prime_prefix(prime_length: int, num_blocks: int | None) -> int:
@@ -69,10 +78,12 @@ class Layer(nn.Module):
         )
 
     def _finish(self, x, a):
-        m = self.mlp(self.norm_1(x + a))
-        if not self.config.residual_scale:
-            return x + a + m
-        return x + (a + m) / self.config.depth
+        return self.add(x, a, self.mlp(self.norm_1(x + a)))
+
+    @nn.nowrap
+    def add(self, x, a, m):
+        """The class's formula, from attention's and the MLP's results."""
+        return x + (a + m) / self.config.depth if self.config.residual_scale else x + a + m
 
     def project(self, h: Float[Array, "b t d"], lyrics: Any = None):
         """Queries, keys and values of a normalised stream (LYRICS: keys and values of the lyric encodings b l d)."""

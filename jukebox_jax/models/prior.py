@@ -95,9 +95,7 @@ class Prior(nn.Module):
         self.core = Embedding(t, c.vocab_size, has_start=c.labels is None)
         nn.share_scope(self, self.core)
         separate = c.separate_lyrics
-        self.transformer = Transformer(
-            t, prime_length=c.merged_lyrics, num_lyrics=separate.num_tokens if separate else 0, **options
-        )
+        self.transformer = Transformer(t, prime_length=c.merged_lyrics, num_lyrics=c.num_lyrics, **options)
         if not c.tied_output:
             bound = t.width**-0.5
             init = lambda rng, shape: jax.random.uniform(rng, shape, minval=-bound, maxval=bound)  # noqa: E731

@@ -26,9 +26,9 @@ from jukebox_jax.parallel.sharding import constrain, whole
 from jukebox_jax.types import UserError
 
 
-def scan_by_default() -> bool:
-    """Scan where slicing stacked weights is free; XLA on CPUs copies them."""
-    return platform() != "cpu"
+def scans(wanted: bool | None) -> bool:
+    """Whether repeats are scanned: as wanted, or (None) where slicing stacked weights is free; CPUs copy the slices."""
+    return platform() != "cpu" if wanted is None else wanted
 
 
 class Transformer(nn.Module):
@@ -64,7 +64,7 @@ class Transformer(nn.Module):
 
     @property
     def scanned(self) -> bool:
-        return scan_by_default() if self.scan_layers is None else self.scan_layers
+        return scans(self.scan_layers)
 
     @property
     def padding(self) -> int:

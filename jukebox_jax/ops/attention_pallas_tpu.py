@@ -179,7 +179,7 @@ def make_plan(shape, itemsize: int, problem: Problem, backward: bool) -> Plan:
     return max((plan for plan in plans if plan.vmem <= budget), default=plans[0])
 
 
-def _up(size: int, multiple: int) -> int:
+def round_up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
@@ -191,14 +191,14 @@ def _vmem(shape, group: int, itemsize: int, problem: Problem, backward: bool) ->
     """
     _, n, c, width = shape
     rows, length = (n, n) if problem.kind == "column" else (group, c)
-    block = rows * _up(group if problem.kind == "column" else c, SUBLANES) * _up(width, LANES) * itemsize
+    block = rows * round_up(group if problem.kind == "column" else c, SUBLANES) * round_up(width, LANES) * itemsize
     halo = problem.kind == "previous" and backward
     inputs = (4 if backward else 3) * block * (group + halo) / group
     outputs = (3 if backward else 1) * block
-    lanes = max(_up(w.stop - w.start, LANES) for w in head_windows(problem.num_heads, width))
+    lanes = max(round_up(w.stop - w.start, LANES) for w in head_windows(problem.num_heads, width))
     problems = group + halo
-    scores = problems * _up(length, SUBLANES) * _up(length, LANES) * 4
-    head = problems * _up(length, SUBLANES) * lanes * 4
+    scores = problems * round_up(length, SUBLANES) * round_up(length, LANES) * 4
+    head = problems * round_up(length, SUBLANES) * lanes * 4
     body = 4 * scores + 3 * head if backward else 2 * scores + 1.5 * head
     return math.ceil(2 * (inputs + outputs) + body + MIB / 2)
 

@@ -89,14 +89,21 @@ def shardings_of(tree: Any, mesh: Mesh | AbstractMesh, num_heads: int | None = N
     """One ``NamedSharding`` per leaf of a tree of (abstract) parameters, optimiser state or averages."""
 
     def leaf(path, x):
-        names = tuple(_name(entry) for entry in path)
-        return NamedSharding(mesh, spec(logical(names, len(x.shape)), tuple(x.shape), mesh, num_heads))
+        return NamedSharding(mesh, spec(logical(names_of(path), len(x.shape)), tuple(x.shape), mesh, num_heads))
 
     return jax.tree_util.tree_map_with_path(leaf, tree)
 
 
-def _name(entry: Any) -> str:
-    return str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry))))
+def names_of(path: tuple[Any, ...]) -> tuple[str, ...]:
+    """The names on a path of ``jax.tree_util``, whatever the containers."""
+    return tuple(str(getattr(e, "key", getattr(e, "name", getattr(e, "idx", e)))) for e in path)
+
+
+def placed(tree: Any, where: Any) -> Any:
+    """Abstract arrays that know their shardings: one for all, or a tree of them."""
+    if isinstance(where, NamedSharding):
+        where = jax.tree.map(lambda _: where, tree)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, where)
 
 
 def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
@@ -166,8 +173,7 @@ def over_rows(mean: Callable[[Any, Any], Any], params: Any, batch: Any, num_head
     names = {"data", "fsdp"} if mesh.shape["tensor"] > 1 else set(mesh.axis_names)
 
     def place(path, x) -> PartitionSpec:
-        path = tuple(_name(entry) for entry in path)
-        full = spec(logical(path, x.ndim), x.shape, mesh, num_heads)
+        full = spec(logical(names_of(path), x.ndim), x.shape, mesh, num_heads)
         return PartitionSpec(*("fsdp" if part == "fsdp" else None for part in full))
 
     places = jax.tree_util.tree_map_with_path(place, params)
@@ -177,7 +183,7 @@ def over_rows(mean: Callable[[Any, Any], Any], params: Any, batch: Any, num_head
             if "fsdp" not in spec:
                 return x
             shard = Shard(x, tuple(spec).index("fsdp") - x.ndim)
-            stacked = logical(tuple(_name(entry) for entry in path), x.ndim)[0] == "layers"
+            stacked = logical(names_of(path), x.ndim)[0] == "layers"
             return shard if stacked else whole(shard, x.dtype)
 
         params = jax.tree_util.tree_map_with_path(arrive, params, places)

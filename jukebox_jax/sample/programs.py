@@ -21,7 +21,7 @@ from jukebox_jax.ops import conv_stack
 from jukebox_jax.ops.logits import Settings
 from jukebox_jax.parallel.mesh import use
 from jukebox_jax.parallel.program import Program
-from jukebox_jax.parallel.sharding import batch_sharding, replicated, shardings_of, spec
+from jukebox_jax.parallel.sharding import batch_sharding, placed, replicated, shardings_of, spec
 from jukebox_jax.sample import decode as decoding
 from jukebox_jax.sample.source import stored
 from jukebox_jax.types import UserError
@@ -44,13 +44,13 @@ def decode_program(
     with use(_dividing(mesh, batch)):
         params, cond = _params(model, mesh), _conditioning(model, batch, mesh)
         weights = jax.eval_shape(functools.partial(decode_form.prepare, model), params)
-        weights = _placed(weights, decode_form.places(model, weights, mesh))
+        weights = placed(weights, decode_form.places(model, weights, mesh))
         cache = _cache(model, batch, mesh, params, cond)
     rows = batch_sharding(mesh)
     tokens = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=rows)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))
     position = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
-    args = (weights, cache, cond, tokens, _placed(keys, rows), position, tokens)
+    args = (weights, cache, cond, tokens, placed(keys, rows), position, tokens)
     extras = {
         "steps": num_steps,
         "tokens": batch,
@@ -115,7 +115,7 @@ def _stream_program(vqvae: presets.VQVAE, batch: int, mesh: AnyMesh, dtype: Any,
     piece = jax.ShapeDtypeStruct(shape, kind, sharding=rows)
     integer = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
     fn = jax.jit(functools.partial(vqvae_stream.advance, decode=decode), donate_argnums=2)
-    args = (*_placed(weights, replicated(mesh)), _placed(carry, rows), piece, integer, integer)
+    args = (*placed(weights, replicated(mesh)), placed(carry, rows), piece, integer, integer)
     return Program(fn, args, mesh, {"samples": batch * (length * hop if decode else length)})
 
 
@@ -124,14 +124,14 @@ def decode_floor_bytes(preset: presets.Prior, batch: int, mesh: AnyMesh, dtype: 
     the slots that the position may look at, and the logits. Plain arithmetic, no padding."""
     t, size, tensor = preset.transformer, jnp.dtype(dtype).itemsize, mesh.shape["tensor"]
     items = batch // (mesh.shape["data"] * mesh.shape["fsdp"])
-    lyrics, d, s, f = preset.separate_lyrics, t.width, t.attention_width, t.mlp_dim
+    d, s, f = t.width, t.attention_width, t.mlp_dim
     share = lambda count: tensor if count % tensor == 0 else 1  # noqa: E731
     heads, total = share(t.num_heads), 0.0
     prefix = prime_prefix(preset.merged_lyrics, t.num_blocks)
     for kind in layer_kinds(t.pattern, t.depth):
         outputs = s if kind is Kind.LYRICS else 3 * s  # cross attention's keys and values are in its cache
         matrices = ((d + 1) * outputs + s * d) / heads + ((d + 1) * f + f * d) / share(f) + 2 * d
-        keys = keys_per_query(kind, t, prefix, lyrics.num_tokens if lyrics else 0)
+        keys = keys_per_query(kind, t, prefix, preset.num_lyrics)
         total += size * (matrices + items * keys * 2 * s / heads) + 4 * 4 * d  # norms in float32
     v = preset.vocab_size
     return round(total + size * v * d / share(v) + 4 * items * v)
@@ -146,7 +146,7 @@ def _dividing(mesh: AnyMesh, batch: int) -> AnyMesh:
 
 def _params(model: Prior, mesh: AnyMesh) -> Any:
     params = stored(model.config, model.dtype)
-    return _placed(params, shardings_of(params, mesh, model.config.transformer.num_heads))
+    return placed(params, shardings_of(params, mesh, model.config.transformer.num_heads))
 
 
 def _conditioning(model: Prior, batch: int, mesh: AnyMesh) -> Any:
@@ -162,7 +162,7 @@ def _conditioning(model: Prior, batch: int, mesh: AnyMesh) -> Any:
     if cond.positions is not None:
         wide = spec(decoding.POSITIONS, cond.positions.shape, mesh)
         where = where._replace(positions=NamedSharding(mesh, wide))
-    return _placed(cond, where)
+    return placed(cond, where)
 
 
 def _cache(model: Prior, batch: int, mesh: AnyMesh, params: Any, cond: Any) -> Any:
@@ -171,13 +171,6 @@ def _cache(model: Prior, batch: int, mesh: AnyMesh, params: Any, cond: Any) -> A
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, s)), cache, places
     )
-
-
-def _placed(tree: Any, where: Any) -> Any:
-    """Abstract arrays with shardings: one, or a tree of them."""
-    if isinstance(where, NamedSharding):
-        where = jax.tree.map(lambda _: where, tree)
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, where)
 
 
 def _local_bytes(x: jax.ShapeDtypeStruct) -> int:

@@ -90,6 +90,11 @@ class Experiment:
         """Heads of a prior's transformer."""
         return self.model.transformer.num_heads if isinstance(self.model, presets.Prior) else None
 
+    @property
+    def memory_options(self) -> dict[str, Any]:
+        """What ``prior_task`` may do to need less memory."""
+        return {name: getattr(self, name) for name in ("remat", "remat_layers", "loss_chunks")}
+
     def check_mesh(self, mesh: Mesh | AbstractMesh) -> int:
         """How many devices share a batch; raises ``UserError`` unless they divide it, and ``fsdp`` the width."""
         shards, fsdp = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["fsdp"]

@@ -96,10 +96,7 @@ def make_task(experiment: Experiment, vqvae: presets.VQVAE, workdir: Path, mesh:
         bandwidth = source.measured_bandwidth(experiment, workdir / "train" / experiment.component)
         return vqvae_task(model, jax.device_put(bandwidth, replicated(mesh)), dtype=dtype)
     frozen = source.load_vqvae(experiment, workdir, mesh)
-    return prior_task(
-        model, vqvae, frozen, dtype=dtype, remat=experiment.remat, remat_layers=experiment.remat_layers,
-        loss_chunks=experiment.loss_chunks, at_once=at_once,
-    )  # fmt: skip
+    return prior_task(model, vqvae, frozen, dtype=dtype, at_once=at_once, **experiment.memory_options)
 
 
 class Stop:

@@ -13,7 +13,7 @@ from jukebox_jax.models.flops import train_flops
 from jukebox_jax.models.vqvae_loss import Bandwidth
 from jukebox_jax.parallel.mesh import use
 from jukebox_jax.parallel.program import Program
-from jukebox_jax.parallel.sharding import batch_sharding, replicated
+from jukebox_jax.parallel.sharding import batch_sharding, placed, replicated
 from jukebox_jax.train import state as states
 from jukebox_jax.train.experiment import Experiment
 from jukebox_jax.train.optimizer import adam
@@ -39,7 +39,7 @@ def train_program(experiment: Experiment, mesh: Mesh | AbstractMesh) -> Program:
         where = states.placed(state, mesh, experiment.num_heads)
         step = jit_step(task.loss, experiment, where, mesh)
         everywhere, split = replicated(mesh), batch_sharding(mesh)
-        args = (where, _on(everywhere, frozen), _on(split, batch_shapes(experiment)), _on(everywhere, rng))
+        args = (where, placed(frozen, everywhere), placed(batch_shapes(experiment), split), placed(rng, everywhere))
     if isinstance(model, presets.VQVAE):
         return Program(step, args, mesh, {"tokens": rows * experiment.window_samples})
     return Program(step, args, mesh, {"tokens": rows * model.context_length, "model_flops": rows * train_flops(model)})
@@ -63,11 +63,4 @@ def _task(experiment: Experiment) -> tuple[Any, Any]:
     if isinstance(model, presets.VQVAE):
         task = vqvae_task(model, Bandwidth(), dtype=dtype)
         return task, jax.tree.map(lambda _: jax.ShapeDtypeStruct((), jnp.float32), task.frozen)
-    options: dict[str, Any] = dict(
-        remat=experiment.remat, remat_layers=experiment.remat_layers, loss_chunks=experiment.loss_chunks
-    )
-    return prior_task(model, dtype=dtype, **options), None
-
-
-def _on(sharding: Any, tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+    return prior_task(model, dtype=dtype, **experiment.memory_options), None

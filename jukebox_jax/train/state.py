@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import AbstractMesh, Mesh
 
-from jukebox_jax.parallel.sharding import shardings_of
+from jukebox_jax.parallel import sharding
 from jukebox_jax.train.optimizer import AdamState
 
 
@@ -49,8 +49,7 @@ def abstract(init: Callable[..., Any], transform: optax.GradientTransformation, 
 
 def placed(state: TrainState, mesh: Mesh | AbstractMesh, num_heads: int | None = None) -> TrainState:
     """An abstract state whose leaves know their shardings: what to restore into, or to lower a step for."""
-    shardings = shardings_of(state, mesh, num_heads)
-    return jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), state, shardings)
+    return sharding.placed(state, sharding.shardings_of(state, mesh, num_heads))
 
 
 def shardings(state: TrainState) -> TrainState:
