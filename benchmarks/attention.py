@@ -24,6 +24,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,7 +35,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jukebox_jax import presets
-from jukebox_jax.certify import hlo
+from jukebox_jax.certify import hlo, report
 from jukebox_jax.ops import attention_pallas, attention_xla, blocks
 
 CHIPS = {"v5e": "v5e:2x4", "v6e": "v6e:2x4", "v5p": "v5p:2x2x2", "tpu7x": "tpu7x:2x2x1"}
@@ -151,13 +152,8 @@ def measure(chip: str, name: str, layer: Layer, kind: str, batch: int, implement
     return row
 
 
-HEADER = (
-    f"{'chip':6}{'model':34}{'kind':9} {'forward':>8}{'xla':>7} {'backward':>9}{'xla':>7}"
-    f" {'whole fwd':>10}{'fwd+bwd':>9} {'VMEM MiB':>11} {'compile s':>10}"
-)
-
-
-def line(row: dict) -> str:
+def cells(row: dict) -> list[str]:
+    """What ``COLUMNS`` name."""
     ours, xla = (row.get(implementation, {}) for implementation in ("pallas", "xla"))
 
     def show(value: float, digits: int = 2) -> str:
@@ -169,10 +165,13 @@ def line(row: dict) -> str:
     seconds = "/".join(f"{s:.0f}" for s in ours.get("seconds", []))
     numbers = [r.get(key, math.nan) for key in ("forward", "backward") for r in (ours, xla)]
     f, fx, b, bx = (show(n) for n in numbers)
-    return (
-        f"{row['chip']:6}{row['model']:34}{row['kind']:9} {f:>8}{fx:>7} {b:>9}{bx:>7}"
-        f" {show(whole[0]):>10}{show(whole[1]):>9} {vmem:>11} {seconds:>10}"
-    )
+    return [row["chip"], row["model"], row["kind"], f, fx, b, bx, " / ".join(map(show, whole)), vmem, seconds]
+
+
+def line(values: Sequence[str]) -> str:
+    """Cells of a row, or the columns' names, side by side."""
+    widths = (6, 34, 9, -9, -7, -10, -7, -20, -12, -11)
+    return "".join(v.ljust(w) if w > 0 else v.rjust(-w) for v, w in zip(values, widths, strict=True))
 
 
 FOLDER = Path(__file__).parents[1] / "certificates" / "kernels"
@@ -188,17 +187,6 @@ and forward + backward. A dash: not counted (tpu7x cannot print some programs) o
 COLUMNS = ("chip", "model", "kind", "forward", "XLA", "backward", "XLA", "whole", "VMEM MiB", "compile s")
 
 
-def table(rows: list[dict]) -> str:
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
-    for row in rows:
-        text = line(row)
-        ends = [0, 6, 40, 50, 58, 65, 75, 82, 102, 114, 125]
-        cells = [text[a:b].strip() for a, b in zip(ends, ends[1:], strict=False)]
-        cells[7] = " / ".join(cells[7].split())
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
 def keep(row: dict) -> None:
     """Write a row over its older self, and the table of all."""
     FOLDER.mkdir(exist_ok=True)
@@ -207,7 +195,8 @@ def keep(row: dict) -> None:
     name = lambda r: (list(CHIPS).index(r["chip"]), list(layers()).index(r["model"]), r["kind"])  # noqa: E731
     rows = sorted([r for r in old if name(r) != name(row)] + [row], key=name)
     file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    (FOLDER / "README.md").write_text(INTRODUCTION + table(rows) + "\n", encoding="utf-8")
+    table = "\n".join(report.table([COLUMNS, *map(cells, rows)]))
+    (FOLDER / "README.md").write_text(INTRODUCTION + table + "\n", encoding="utf-8")
 
 
 def main() -> int:
@@ -218,12 +207,12 @@ def main() -> int:
     parser.add_argument("--implementations", default="pallas,xla")
     parser.add_argument("--batch", type=int, default=2)
     args = parser.parse_args()
-    print(HEADER)
+    print(line(COLUMNS))
     for chip in args.chips.split(","):
         for name in args.models.split(","):
             for kind in args.kinds.split(","):
                 row = measure(chip, name, layers()[name], kind, args.batch, args.implementations.split(","))
-                print(line(row), flush=True)
+                print(line(cells(row)), flush=True)
                 keep(row)
     return 0
 

@@ -35,11 +35,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 KINDS = ("block", "column", "previous")
-BLOCK, CHUNK, CHUNKS = (
-    64,
-    32,
-    5,
-)  # positions of a block, tokens of a timed scan, scans of a run (the first is not timed)
+BLOCK = 64  # positions
+CHUNK, CHUNKS = 32, 5  # tokens of a timed scan; scans of a run, of which the first is not timed
 BATCH, WIDTH, DEPTH, HEADS = 2, 256, 4, 4
 FACTORED_CONTEXTS = (1024, 2304, 4096, 9216, 16_384, 36_864)
 

@@ -21,7 +21,6 @@ from jukebox_jax.certify.certificate import Certificate
 from jukebox_jax.certify.compile import Request
 from jukebox_jax.certify.limits import broken
 from jukebox_jax.certify.plan import predict
-from jukebox_jax.certify.programs import resolve
 from jukebox_jax.certify.topology import parse
 
 HERE = Path(__file__).parent
@@ -95,11 +94,7 @@ def make(entry: Entry) -> list[str]:
 def planned(request: Request) -> dict[str, Any]:
     """What ``jukebox plan`` predicts of the same."""
     where = parse(request.topology, request.num_slices)
-    wanted = resolve(
-        request.config, request.program, where.num_devices, batch_size=request.batch_size, mesh=request.mesh,
-        overrides=request.overrides,
-    )  # fmt: skip
-    found = predict(wanted, where)
+    found = predict(request.resolve(where.num_devices), where)
     return {"arguments": found.arguments, "peak": found.peak, "flops": found.flops}
 
 

@@ -114,44 +114,61 @@ def _open(
 
 
 def _draw(run: Run, level: int) -> None:
-    tape, hop, rate = run.tapes[level], run.source.hop(level), run.source.vqvae.sample_rate
-    before, stats, began = int(tape.lengths.sum()), run.stats(level), time.perf_counter()
-    plans = [run.request.plan(run.source, level, int(known)) for known in tape.lengths]
-    new = sum(window.end - window.given for plan in plans for window in plan)
-    stats["windows"] = max(stats.get("windows", 0), *map(len, plans))
+    tape, source, stats = run.tapes[level], run.source, run.stats(level)
+    new = _planned(run, level)
     if not new:
         return
-    try:
-        with progress(f"level {level}", new, new * hop / rate / tape.items) as bar:
-            if run.request.segments > 1:
-                seams = fast.sample_level(run.source, run.request, level, run.tapes, bar.update)
-                if seams:
-                    stats["seams"] = seams._asdict()
-                    bar.write(f"level {level}: {seams.segments} segments; {seams.seam_bits:.3f} bits per code behind"
-                              f" their seams, {seams.serial_bits:.3f} elsewhere")  # fmt: skip
-            else:
-                sampler.sample_level(run.source, run.request, level, run.tapes, bar.update)
-    finally:
-        stats["draw_seconds"] += time.perf_counter() - began
-        stats["drawn_codes"] += int(tape.lengths.sum()) - before
+    seconds = new * source.hop(level) / source.vqvae.sample_rate / tape.items
+    with _booked(run, level) as spent, progress(f"level {level}", new, seconds) as bar, _timed(spent, level):
+        if run.request.segments > 1:
+            seams = fast.sample_level(source, run.request, level, run.tapes, bar.update)
+            if seams:
+                stats["seams"] = seams._asdict()
+                bar.write(f"level {level}: {seams.segments} segments; {seams.seam_bits:.3f} bits per code behind"
+                          f" their seams, {seams.serial_bits:.3f} elsewhere")  # fmt: skip
+        else:
+            sampler.sample_level(source, run.request, level, run.tapes, bar.update)
 
 
 def _draw_wavefront(run: Run) -> None:
     """All levels, each window as soon as the codes above it are there."""
-    source, levels, rate = run.source, run.request.levels, run.source.vqvae.sample_rate
+    levels = run.request.levels
+    new = sum(_planned(run, level) for level in levels)
+    with (
+        _booked(run, *levels) as spent,
+        progress("all levels", new, run.request.length / run.source.vqvae.sample_rate) as bar,
+    ):
+        sampler.wavefront(run.source, run.request, run.tapes, bar.update, spent)
+
+
+def _planned(run: Run, level: int) -> int:
+    """Codes that a level lacks, of all items; its windows go into the record."""
+    plans, stats = sampler.missing(run.source, run.request, level, run.tapes).values(), run.stats(level)
+    stats["windows"] = max(stats.get("windows", 0), *map(len, plans))
+    return sum(window.end - window.given for plan in plans for window in plan)
+
+
+@contextmanager
+def _booked(run: Run, *levels: int) -> Iterator[dict[int, float]]:
+    """What is drawn inside goes into the record, whatever ends it: codes, and the seconds that one puts down here."""
     before = {level: int(run.tapes[level].lengths.sum()) for level in levels}
-    plans = {level: sampler.missing(source, run.request, level, run.tapes) for level in levels}
-    new = {level: sum(w.end - w.given for plan in plans[level].values() for w in plan) for level in levels}
-    seconds: dict[int, float] = {}
+    spent: dict[int, float] = {}
     try:
-        with progress("all levels", sum(new.values()), run.request.length / rate) as bar:
-            sampler.wavefront(source, run.request, run.tapes, bar.update, seconds)
+        yield spent
     finally:
         for level in levels:
             stats = run.stats(level)
-            stats["windows"] = max(stats.get("windows", 0), *map(len, plans[level].values()))
-            stats["draw_seconds"] += seconds.get(level, 0.0)
+            stats["draw_seconds"] += spent.get(level, 0.0)
             stats["drawn_codes"] += int(run.tapes[level].lengths.sum()) - before[level]
+
+
+@contextmanager
+def _timed(spent: dict[int, float], level: int) -> Iterator[None]:
+    began = time.perf_counter()
+    try:
+        yield
+    finally:
+        spent[level] = time.perf_counter() - began
 
 
 def decode_level(run: Run, level: int) -> None:
