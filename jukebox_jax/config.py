@@ -40,7 +40,8 @@ def prior(preset: presets.Prior) -> ConfigDict:
     with c.unlocked():
         c.vqvae = ""  # empty: the work directory
         c.remat = True  # recompute each layer in the backward pass
-        c.remat_layers = 1  # so many neighbours together: 2 halves the memory for activations, for 4 % more to compute
+        # So many neighbours together, in turn: (2,) halves the memory for activations, for 4 % more to compute.
+        c.remat_layers = (1,)
         c.loss_chunks = 1  # pieces of the sequence whose logits exist at one time
     c.optimizer.weight_decay = 0.01
     return c

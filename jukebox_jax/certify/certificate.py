@@ -83,12 +83,11 @@ class Certificate:
     collectives: list[Traffic] = field(default_factory=list)
     gathered: dict[str, float] | None = None  # weights, in loops: forward, backward, overlapped bytes
     roofline: Roofline | None = None
-    compiler_flops: float | None = None  # cost_analysis: loops once, kernels as declared; only where nothing else is
 
     @property
     def sound(self) -> bool:
-        """It fits, and was counted (or its text could not be had at all)."""
-        return self.fits and (self.flops is not None or self.compiler_flops is not None)
+        """It fits, and was counted."""
+        return self.fits and self.flops is not None
 
     @property
     def flops_ratio(self) -> float | None:

@@ -20,7 +20,7 @@ COLLECTIVES = (
 _NOTHING = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "add-dependency", "domain",
     "opt-barrier", "optimization-barrier", "partition-id", "replica-id", "while", "conditional", "call",
-    "async-update", "async-done",
+    "async-done",
 }  # fmt: skip
 _NO_TRAFFIC = {
     "AllocateBuffer", "AssumeGatherIndicesInBound", "AsyncCollectiveStart", "AsyncCollectiveDone", "ConcatBitcast",
@@ -66,12 +66,19 @@ def collective_kind(opcode: str) -> str | None:
     return kind if kind in COLLECTIVES else None
 
 
+def called(module: Module, instruction: Instruction) -> Computation:
+    """What a fusion, an asynchronous operation or (of another core) a custom call runs."""
+    key = "called_computations" if instruction.opcode == "custom-call" else "calls"
+    return module.called(instruction, key)
+
+
 def inner_collectives(module: Module, instruction: Instruction) -> list[Instruction]:
-    """The collectives in a fusion, nested ones included."""
-    if instruction.opcode not in ("fusion", "async-start"):
+    """The collectives in a fusion, nested ones included, or in what another core of the chip runs."""
+    offloaded = instruction.opcode == "custom-call" and instruction.attribute("called_computations")
+    if instruction.opcode not in ("fusion", "async-start") and not offloaded:
         return []
     found = []
-    for inner in module.called(instruction):
+    for inner in called(module, instruction):
         found += [inner] if collective_kind(inner.opcode) else inner_collectives(module, inner)
     return found
 
@@ -84,6 +91,9 @@ def traffic(module: Module, computation: Computation, instruction: Instruction, 
     if opcode == "custom-call" and (instruction.attribute("custom_call_target") or "").strip('"') in _NO_TRAFFIC:
         return Bytes()
     operands = computation.operand_shapes(instruction)
+    if opcode == "async-update":  # ((operands), result, context): what started before its operands were there
+        given = sum(map(measure.there, operands[1:]))
+        return Bytes(given, measure.there(shapes(instruction.elements[1])) if operands[1:] else 0)
     if opcode == "fusion":
         return _fusion(module, instruction, operands, measure)
     if opcode.endswith("-start"):

@@ -1,7 +1,8 @@
 """The collectives of optimised HLO: which there are, what they move, and whether work goes on beside them.
 
 A synchronous one is one instruction. An asynchronous one is a start and a done, or, for those that the TPU compiler
-mixes into matrix products, a chain of fusions from ``AsyncCollectiveStart`` on, each reading what the last one made.
+mixes into matrix products, a chain of fusions from ``AsyncCollectiveStart`` on, each reading what the last one made;
+those that a SparseCore runs begin without operands, are given them by an update, and end in a done.
 Channel ids tell nothing: collectives of ``shard_map`` share one. An all-reduce of which a fusion keeps one
 slice per device (``all-reduce-scatter``) is how this compiler writes a reduce-scatter, and is reported as that. Between
 slices of a pod, a collective is a send and a receive of the host.
@@ -14,10 +15,10 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from jukebox_jax.certify.hlo_bytes import collective_kind, inner_collectives
+from jukebox_jax.certify.hlo_bytes import called, collective_kind, inner_collectives
 from jukebox_jax.certify.hlo_text import Computation, HloError, Instruction, Module
 
-_START = "AsyncCollectiveStart"
+_START, _DONE = "AsyncCollectiveStart", "AsyncCollectiveDone"
 _PASSED_ON = ("get-tuple-element", "bitcast", "tuple", "opt-barrier", "copy")
 
 
@@ -73,6 +74,8 @@ def collectives(
             last = _arrival(order, instruction)
             busy = any(works(i) for i in order[place + 1 : last])
             found.append(_between_slices(instruction, executions, loops, busy, beside))
+        elif instruction.opcode == "async-update":
+            spans += _given(module, computation, instruction, place)
         elif collective_kind(instruction.opcode):
             started = {instruction.name} if instruction.opcode.endswith("-start") else set()
             spans.append(_Span(instruction, computation, [place], started))
@@ -126,6 +129,8 @@ def _between_slices(send: Instruction, executions: int, loops: int, overlapped: 
 
 def _fused(module: Module, computation: Computation, instruction: Instruction, place: int, spans: list[_Span]) -> None:
     """Note the collectives in a fusion: parts of open chains, or new ones."""
+    if instruction.opcode == "async-start" and not instruction.operands:
+        return
     taken: list[_Span] = []
     for collective in inner_collectives(module, instruction):
         sources = _sources(computation, instruction)
@@ -133,15 +138,26 @@ def _fused(module: Module, computation: Computation, instruction: Instruction, p
             (s for s in spans if s not in taken and s.chain & sources and _same(s.collective, collective)), None
         )
         if chain is None:
-            begins = instruction.opcode == "async-start" or _begins(module, instruction)
+            begins = instruction.opcode == "async-start" or _marked(module, instruction, _START)
             chain = _Span(collective, _holder(module, instruction, collective), [], set())
             if begins:
                 chain.chain.add(instruction.name)
             spans.append(chain)
         else:
             chain.chain.add(instruction.name)
+        if _marked(module, instruction, _DONE):
+            chain.chain.clear()  # what reads the fusions beside it from here on is no part of it
         chain.places.append(place)
         taken.append(chain)
+
+
+def _given(module: Module, computation: Computation, update: Instruction, place: int) -> list[_Span]:
+    """Collectives of a SparseCore begin with nothing: their operands come with an update."""
+    start = computation[update.operands[0]]
+    if len(update.operands) == 1 or start.operands:
+        return []
+    found = inner_collectives(module, start)
+    return [_Span(c, _holder(module, start, c), [place], {update.name}) for c in found]
 
 
 def _same(x: Instruction, y: Instruction) -> bool:
@@ -150,10 +166,11 @@ def _same(x: Instruction, y: Instruction) -> bool:
     return x.opcode == y.opcode and x.attribute("channel_id") == y.attribute("channel_id") and dims(x) == dims(y)
 
 
-def _begins(module: Module, instruction: Instruction) -> bool:
+def _marked(module: Module, instruction: Instruction, mark: str) -> bool:
+    """Whether a fusion has a mark's custom call in it."""
     if instruction.opcode != "fusion":
-        return _START in instruction.attributes
-    return any(_begins(module, inner) for inner in module.called(instruction))
+        return mark in instruction.attributes
+    return any(_marked(module, inner, mark) for inner in module.called(instruction))
 
 
 def _sources(computation: Computation, instruction: Instruction) -> set[str]:
@@ -196,15 +213,11 @@ def _scattered(holder: Computation, collective: Instruction, size: int) -> bool:
 
 
 def _holder(module: Module, instruction: Instruction, collective: Instruction) -> Computation:
-    """The (nested) fused computation that holds a collective."""
-    fused = module.called(instruction)
+    """The (nested) called computation that holds a collective."""
+    fused = called(module, instruction)
     if collective.name in fused.instructions:
         return fused
-    return next(
-        _holder(module, inner, collective)
-        for inner in fused
-        if inner.opcode == "fusion" and collective in inner_collectives(module, inner)
-    )
+    return next(_holder(module, inner, collective) for inner in fused if collective in inner_collectives(module, inner))
 
 
 def _group_size(collective: Instruction) -> int:

@@ -191,7 +191,7 @@ class Module(NamedTuple):
 
     def called(self, instruction: Instruction, key: str = "calls") -> Computation:
         """The computation that an instruction names."""
-        name = instruction.attribute(key)
+        name = (instruction.attribute(key) or "").strip("{}").removeprefix("%")
         if name not in self.computations:
             raise HloError(f"{instruction.opcode} {instruction.name} calls {name!r}, which is not in the text")
         return self.computations[name]

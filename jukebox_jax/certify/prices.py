@@ -1,4 +1,11 @@
-"""What an hour of a chip costs. Prices change: give your own with ``--price_per_chip_hour`` or ``--prices=FILE``."""
+"""What an hour of a chip costs. Prices change: give your own with ``--price_per_chip_hour`` or ``--prices=FILE``.
+
+``PRICES``: US dollars per chip and hour, Google Cloud's on-demand list prices in the United States
+(cloud.google.com/tpu/pricing). v5e and v5p as "How to Scale Your Model" (jax-ml.github.io/scaling-book, inference)
+quotes that page in February 2025; v6e, "starting at", as quoted from it in 2025 and again in August 2026. Read second
+hand on 2026-11-23: the page itself could not be opened. For tpu7x Google names an account team, and we found no price
+that more than one source gives.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +15,6 @@ from pathlib import Path
 from jukebox_jax.certify.topology import CHIPS
 from jukebox_jax.types import UserError, choose
 
-# US dollars per chip and hour: Google Cloud's on-demand list prices in the United States, as of 2025
-# (cloud.google.com/tpu/pricing). We know no list price of tpu7x.
 PRICES: dict[str, float | None] = {"v5e": 1.20, "v5p": 4.20, "v6e": 2.70, "tpu7x": None}
 
 

@@ -79,7 +79,7 @@ def sampled(
 def _fitting(experiment: Experiment, num_devices: int) -> dict[str, int]:
     width = experiment.model.transformer.width if isinstance(experiment.model, presets.Prior) else 1
     try:
-        sizes = axis_sizes(experiment.mesh, num_devices)
+        sizes = experiment.mesh_sizes(num_devices)
         if width == 1 or width % sizes["fsdp"] == 0:
             return sizes
     except UserError:

@@ -51,8 +51,6 @@ def lines(c: Certificate, price: float | None) -> list[str]:
         rows.append(("compiler", c.refusal))
     if c.uncounted and c.fits:
         rows.append(("counts", f"unavailable: {c.uncounted}"))
-        if c.compiler_flops is not None:
-            rows.append(("", f"the compiler's own figure, loops counted once: {c.compiler_flops:.3g} FLOPs"))
     rows += _counts(c) + _rates(c, price)
     seconds = f"{c.compile_seconds:.1f} s of processor time, and {c.lower_seconds:.1f} s to trace and lower"
     rows.append(("compile time", seconds))

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_prices(parser: argparse.ArgumentParser) -> None:
     """Flags of what a chip costs."""
-    group = parser.add_argument_group("prices (default: list prices of 2025 in US dollars)")
+    group = parser.add_argument_group("prices (default: list prices of 2025 and 2026 in US dollars)")
     group.add_argument("--prices", metavar="FILE", help='JSON such as {"v5e": 0.6}: dollars per chip and hour')
     group.add_argument("--price_per_chip_hour", type=float, help="for this command, whatever the chip")
 

@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--config", metavar="FILE.py[:ARGS]", help="the experiment; --config.key=value changes a setting")
     data.add_argument("--passes", type=int, default=1, metavar="K", help="crops and mixes per window (1)")
     data.add_argument("--batch_size", type=int, default=8, metavar="N", help="windows read at a time (8)")
+    data.add_argument("--mesh", help="devices that share the windows read at a time, such as data=8 (default: one)")
     data.add_argument("--overwrite", action="store_true", help="replace codes that are there already")
 
 
@@ -136,7 +137,10 @@ def _dataset(args: argparse.Namespace, preset: Any) -> int:
 
     from jukebox_jax import config, presets
     from jukebox_jax.checkpoint import bundle
+    from jukebox_jax.cli.certify import parse_mesh
     from jukebox_jax.data import codes
+    from jukebox_jax.parallel.mesh import make_mesh, use
+    from jukebox_jax.parallel.sharding import batch_sharding, replicated
     from jukebox_jax.train.experiment import from_config
     from jukebox_jax.train.inputs import open_inputs
     from jukebox_jax.train.source import with_source
@@ -158,10 +162,16 @@ def _dataset(args: argparse.Namespace, preset: Any) -> int:
     variables = bundle.load_component(args.model, "vqvae")
     upper = prior.upsampling is not None
     levels = (prior.level, prior.level + 1) if upper else (prior.level,)
-    compiled = jax.jit(lambda variables, audio: encode_batch(preset, variables, audio, levels))
+    mesh = make_mesh(parse_mesh(args.mesh), None if args.mesh else jax.devices()[:1])
+    at_once, rows = mesh.shape["data"] * mesh.shape["fsdp"], batch_sharding(mesh)
+    if args.batch_size % at_once:
+        raise UserError(f"--batch_size={args.batch_size} does not spread over {at_once} devices: take a multiple")
+    variables = jax.device_put(variables, replicated(mesh))
+    compiled = jax.jit(lambda variables, audio: encode_batch(preset, variables, audio, levels, at_once))
 
     def encode(audio: np.ndarray) -> dict[str, np.ndarray]:
-        found = [np.asarray(z) for z in compiled(variables, audio)]
+        with use(mesh):
+            found = [np.asarray(z) for z in compiled(variables, jax.device_put(audio, rows))]
         return dict(zip(("codes", "upper_codes"), found, strict=False))
 
     made = codes.write_codes(

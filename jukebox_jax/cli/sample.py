@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shlex
 import sys
@@ -73,16 +74,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--fast", type=int, nargs="?", const=8, default=1, metavar="SEGMENTS", help="approximate: draw"
                      " the levels below the top in so many parts side by side (default: 8 if given) and their seams"
                      " again; run.json says how likely the seams are")  # fmt: skip
+    how.add_argument("--mesh", help="how all devices share the work, such as data=2,tensor=4: items over data, heads"
+                     " and hidden units over tensor; the same codes (default: one device)")  # fmt: skip
     how.add_argument("--max_batch_size", type=_list(int), default=[16], help="items drawn together (default: 16)")
 
 
 def main(args: argparse.Namespace) -> int:
     """Check everything, then draw."""
-    from jukebox_jax.sample import ask, run
-    from jukebox_jax.sample import request as requests
+    from jukebox_jax.cli.certify import parse_mesh
+    from jukebox_jax.parallel.mesh import make_mesh, use
     from jukebox_jax.sample.source import from_directory
 
-    source = from_directory(args.model)
+    mesh = None if args.mesh is None else make_mesh(parse_mesh(args.mesh))
+    with contextlib.nullcontext() if mesh is None else use(mesh):
+        return _sample(args, from_directory(args.model, mesh=mesh))
+
+
+def _sample(args: argparse.Namespace, source: Source) -> int:
+    from jukebox_jax.sample import ask, run
+    from jukebox_jax.sample import request as requests
+
     start, request = ask.prepare(
         source, mode=args.mode, seconds=args.seconds, num_samples=args.num_samples, metas=_metas(args),
         codes=args.codes, items=args.items, audio=[path for path in (args.audio or "").split(",") if path],

@@ -12,7 +12,7 @@ import jax
 
 from jukebox_jax import presets
 from jukebox_jax.models.layers import prime_prefix
-from jukebox_jax.models.pattern import Kind, layer_kinds, segments
+from jukebox_jax.models.pattern import Kind, layer_kinds, segments, spans
 from jukebox_jax.models.prior import Prior
 from jukebox_jax.models.vqvae import VQVAE
 
@@ -67,12 +67,12 @@ def train_flops(config: presets.Prior) -> int:
     return 3 * forward_flops(config)
 
 
-def kept_inputs(t: presets.Transformer, remat_layers: int = 1) -> int:
-    """Layers whose input a training step keeps when it recomputes ``remat_layers`` neighbours of a group together."""
-    return sum(repeats * -(-len(kinds) // remat_layers) for kinds, repeats in segments(t.pattern, t.depth))
+def kept_inputs(t: presets.Transformer, remat_layers: tuple[int, ...] = (1,)) -> int:
+    """Layers whose input a training step keeps when it recomputes so many neighbours of a group together, in turn."""
+    return sum(repeats * len(spans(len(kinds), remat_layers)) for kinds, repeats in segments(t.pattern, t.depth))
 
 
-def repeated_flops(config: presets.Prior, remat: bool, loss_chunks: int, remat_layers: int = 1) -> int:
+def repeated_flops(config: presets.Prior, remat: bool, loss_chunks: int, remat_layers: tuple[int, ...] = (1,)) -> int:
     """What a training step on one window computes twice: layers, but for the last product before a kept input, and the
     logits where they exist in pieces only."""
     t, lyrics, total = config.transformer, config.separate_lyrics, 0

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import enum
 import functools
+import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from jukebox_jax.types import choose
@@ -86,6 +88,14 @@ def segments(pattern: str, depth: int) -> tuple[Segment, ...]:
                 repeats += 1
         best[start] = min(options, key=lambda option: option[:2])
     return best[0][2]
+
+
+def spans(layers: int, sizes: Sequence[int]) -> list[range]:
+    """Places 0 .. layers - 1 of a group cut into neighbours, so many at a time as ``sizes`` say in turn."""
+    found, cycle = [range(0)], itertools.cycle(sizes)
+    while found[-1].stop < layers:
+        found.append(range(found[-1].stop, min(layers, found[-1].stop + next(cycle))))
+    return found[1:]
 
 
 def locate(pattern: str, depth: int, layer: int) -> tuple[int, int, int]:

@@ -61,7 +61,7 @@ class LyricsEncoder(nn.Module):
     vocab_size: int
     dtype: Dtype = jnp.float32
     remat: bool = False
-    remat_layers: int = 1
+    remat_layers: tuple[int, ...] = (1,)
     scan_layers: bool | None = None
     implementation: str = "auto"
 
@@ -83,7 +83,7 @@ class Prior(nn.Module):
     config: presets.Prior
     dtype: Dtype = jnp.float32
     remat: bool = False
-    remat_layers: int = 1
+    remat_layers: tuple[int, ...] = (1,)
     scan_layers: bool | None = None
     implementation: str = "auto"
     loss_chunks: int = 1  # pieces of the stream whose logits exist at one time

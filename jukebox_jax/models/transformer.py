@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from jukebox_jax import presets
 from jukebox_jax.models import cache as kv_cache
 from jukebox_jax.models.layers import Dtype, Layer
-from jukebox_jax.models.pattern import Kind, locate, segments
+from jukebox_jax.models.pattern import Kind, locate, segments, spans
 from jukebox_jax.ops import attention, attention_pallas
 from jukebox_jax.parallel.mesh import platform
 from jukebox_jax.parallel.sharding import constrain, whole
@@ -42,7 +42,7 @@ class Transformer(nn.Module):
     num_lyrics: int = 0  # lyric encodings of cross attention
     dtype: Dtype = jnp.float32
     remat: bool = False  # keep the input of some layers only, and compute the rest again in the backward pass
-    remat_layers: int = 1  # neighbours in a group that keep one input: fewer bytes, a little more to compute again
+    remat_layers: tuple[int, ...] = (1,)  # neighbours in a group that keep one input, in turn: see ``pattern.spans``
     scan_layers: bool | None = None
     implementation: str = "auto"
 
@@ -120,8 +120,8 @@ class Transformer(nn.Module):
             def group(x, params, kinds=kinds):
                 layers = tuple((f"layer_{j}", self.layer(kind, padding)) for j, kind in enumerate(kinds))
                 y = {}
-                for first in range(0, len(layers), self.remat_layers):
-                    some = layers[first : first + self.remat_layers]
+                for places in spans(len(layers), self.remat_layers):
+                    some = layers[places.start : places.stop]
                     x, more = span(some, {name: params[name] for name, _ in some}, x)
                     y |= more
                 return x, y

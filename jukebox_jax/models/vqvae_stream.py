@@ -1,7 +1,7 @@
 """Encode and decode signals of any length in bounded memory, with the codes and the audio of one go.
 
 The device holds one chunk and the last rows of every layer (``ops/conv_stack.py``); nothing is computed twice, and all
-lengths share one compiled program.
+lengths share one compiled program. On a mesh (``mesh.use``) each device has its own rows of the batch.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 
 from jukebox_jax.models.vqvae import VQVAE
 from jukebox_jax.ops import conv_stack, quantize
+from jukebox_jax.parallel.sharding import spread
 from jukebox_jax.types import UserError
 
 CHUNK = 1 << 18  # samples at once, about: 6 s at 44.1 kHz
@@ -55,12 +56,12 @@ def _pieces(
     stack: Any = model.apply(variables, level, method="decoder" if decode else "encoder")
     codebook = variables["codebook"][f"level_{level}"]["codebook"]
     batch, length = signal.shape[:2]
-    carry = conv_stack.init_carry(stack, rows, batch)
+    carry = spread(conv_stack.init_carry(stack, rows, batch))
     position, end = -conv_stack.timetable(stack, rows)[-1].lag, conv_stack.out_length(stack, length)
     for index in range(conv_stack.num_chunks(stack, rows, length)):
         piece = signal[:, index * rows : (index + 1) * rows]
         missing = ((0, 0), (0, rows - piece.shape[1])) + ((0, 0),) * (signal.ndim - 2)
-        step = jnp.asarray(np.pad(piece, missing)), jnp.int32(index), jnp.int32(length)
+        step = spread(jnp.asarray(np.pad(piece, missing))), jnp.int32(index), jnp.int32(length)
         carry, y = _advance(stack, codebook, carry, *step, decode=decode)
         start, position = position, position + y.shape[1]
         if position > 0:

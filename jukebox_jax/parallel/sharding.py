@@ -111,6 +111,24 @@ def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
+def row_groups() -> int:
+    """Over how many devices of the mesh in use a batch is split; 1 without a mesh."""
+    mesh = jax.sharding.get_mesh()
+    return 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def spread(tree: Any) -> Any:
+    """Arrays put where rows belong on the mesh in use, if there is one; rows that it does not divide go everywhere.
+
+    So every call of a compiled program finds its arguments where the first did.
+    """
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        return tree
+    place = lambda x: NamedSharding(mesh, spec(("batch", *(None,) * (x.ndim - 1)), x.shape, mesh))  # noqa: E731
+    return jax.tree.map(lambda x: jax.device_put(x, place(x)), tree)
+
+
 def local_rows(mesh: Mesh, batch_size: int) -> list[int]:
     """The rows of a batch that this process's devices need, in order: a share, or all if ``tensor`` spans processes."""
     places = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()

@@ -13,6 +13,7 @@ from jukebox_jax.data.lyrics import ALPHABETS
 from jukebox_jax.models.vqvae import VQVAE
 from jukebox_jax.models.vqvae_stream import encode_long
 from jukebox_jax.ops.logits import Settings
+from jukebox_jax.parallel.sharding import row_groups
 from jukebox_jax.sample import prompts
 from jukebox_jax.sample.request import MODES, Request, choose_levels, per_level
 from jukebox_jax.sample.source import Source
@@ -119,9 +120,10 @@ def label(source: Source, meta: Mapping[str, Any], length: int, drop_characters:
 
 
 def encode(source: Source, audio: Float32[np.ndarray, "b a 1"]) -> prompts.Codes:
-    """Codes of every level, one prompt after the other."""
+    """Codes of every level, one prompt after the other, or as many at once as devices share a batch."""
     model, variables = VQVAE(source.vqvae), source.load("vqvae")
-    encoded = [encode_long(model, variables, prompt[None]) for prompt in audio]
+    at_once = row_groups()
+    encoded = [encode_long(model, variables, audio[i : i + at_once]) for i in range(0, len(audio), at_once)]
     return [np.concatenate([codes[level] for codes in encoded]) for level in range(source.vqvae.levels)]
 
 

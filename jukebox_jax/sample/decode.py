@@ -13,13 +13,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
 from jaxtyping import Array, Int
 
 from jukebox_jax.models import decode_form
 from jukebox_jax.models.prior import Conditioning, Prior
 from jukebox_jax.ops.logits import Settings, draw, noise
-from jukebox_jax.parallel.sharding import constrain, spec
+from jukebox_jax.parallel.sharding import constrain, spread
 from jukebox_jax.types import UserError
 
 CHUNK = 64  # tokens per compiled scan; a shorter rest runs past the end of the window and is cut off
@@ -132,11 +131,11 @@ def sample_window(
     if given + num_steps > config.context_length:
         raise UserError(f"{given} + {num_steps} codes do not fit a context of {config.context_length}")
     codes = np.asarray(codes, np.int32)
-    y, upper_codes, keys = _spread((y, upper_codes, keys))
+    y, upper_codes, keys = spread((y, upper_codes, keys))
     cond = condition(model, params, y, upper_codes)
     prepared = weights(model, params) if prepared is None else prepared
     known = config.merged_lyrics + given
-    padded = _spread(np.pad(codes, ((0, 0), (0, config.context_length - given))))
+    padded = spread(np.pad(codes, ((0, 0), (0, config.context_length - given))))
     if known:
         cache, token = _prefill(model, params, padded, cond, given)
     else:
@@ -145,12 +144,12 @@ def sample_window(
     drawn, logits = [], []
     chunk = min(chunk, config.context_length)
     offset = np.broadcast_to(np.asarray(start, np.int32) - np.int32(config.merged_lyrics), batch)
-    offset, token = _spread((offset, token))
+    offset, token = spread((offset, token))
     for done in range(0, num_steps, chunk):
         tokens, seen, cache = _decode(
             model, chunk, settings, keep_logits, prepared, cache, cond, token, keys, known + done, offset
         )
-        token = _spread(tokens[:, -1])
+        token = spread(tokens[:, -1])
         drawn.append(tokens)
         logits.append(seen)
         if progress is not None:
@@ -160,12 +159,3 @@ def sample_window(
     music = np.maximum(raw - config.lyric_vocabulary, 0)
     seen = np.concatenate(logits, axis=1)[:, :num_steps] if keep_logits and logits else None
     return Drawn(np.concatenate([codes, music], axis=1), raw, seen)
-
-
-def _spread(tree: Any) -> Any:
-    """Items over the mesh in use, if there is one: so that every chunk finds its arguments where the first did."""
-    mesh = jax.sharding.get_mesh()
-    if mesh.empty:
-        return tree
-    place = lambda x: NamedSharding(mesh, spec(("batch", *(None,) * (x.ndim - 1)), x.shape, mesh))  # noqa: E731
-    return jax.tree.map(lambda x: jax.device_put(x, place(x)), tree)

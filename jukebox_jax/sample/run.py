@@ -26,6 +26,7 @@ import numpy as np
 from jaxtyping import Int32
 from tqdm import tqdm
 
+from jukebox_jax.parallel.sharding import row_groups
 from jukebox_jax.sample import align, fast, prompts, record, report, sampler, spectrogram, stream
 from jukebox_jax.sample.request import Request
 from jukebox_jax.sample.source import Source
@@ -177,9 +178,12 @@ def decode_level(run: Run, level: int) -> None:
     variables, samples = run.source.load("vqvae"), codes.shape[1] * run.source.hop(level)
     rate = run.source.vqvae.sample_rate
     with progress(f"level {level} to audio", samples * len(codes), samples * len(codes) / rate) as bar:
-        for row, number in enumerate(run.request.items):
-            pieces = _counted(stream.decode(run.source, variables, codes[row], level), bar)
-            stream.write_audio(pieces, rate, samples, run.out / f"level_{level}" / f"item_{number}")
+        stems = [run.out / f"level_{level}" / f"item_{number}" for number in run.request.items]
+        at_once = row_groups()  # an item on each device that shares the batch
+        for first in range(0, len(stems), at_once):
+            some = slice(first, first + at_once)
+            pieces = _counted(stream.decode(run.source, variables, codes[some], level), bar)
+            stream.write_audio(pieces, rate, samples, stems[some])
     run.stats(level)["decode_seconds"] = time.perf_counter() - began
 
 
@@ -261,7 +265,7 @@ class _Bar(tqdm):
 
 def _counted(pieces: Iterator[np.ndarray], bar: tqdm) -> Iterator[np.ndarray]:
     for piece in pieces:
-        bar.update(len(piece))
+        bar.update(piece.size)
         yield piece
 
 

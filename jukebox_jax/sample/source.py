@@ -13,11 +13,13 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 from etils import epath
+from jax.sharding import Mesh
 
 from jukebox_jax import presets
 from jukebox_jax.checkpoint import bundle
 from jukebox_jax.data.labels import Labeller, Vocabulary
 from jukebox_jax.models.prior import Prior
+from jukebox_jax.parallel.sharding import replicated, shardings_of
 from jukebox_jax.types import UserError
 
 
@@ -62,10 +64,13 @@ class Source:
         return self.vqvae.hop_lengths[level]
 
 
-def from_directory(directory: str | Path, *, strict: bool = True, compat: bool = False, dtype: Any = None) -> Source:
+def from_directory(
+    directory: str | Path, *, strict: bool = True, compat: bool = False, dtype: Any = None, mesh: Mesh | None = None
+) -> Source:
     """A model directory (checkpoint/bundle.py). ``strict`` and ``compat`` say how labels are looked up.
 
-    The priors compute in ``dtype`` (None: ``default_dtype``), and their matrices are loaded in it.
+    The priors compute in ``dtype`` (None: ``default_dtype``), and their matrices are loaded in it. With a ``mesh``
+    every array is read straight to where it belongs there; sample inside of ``mesh.use``.
     Where a lower level has other tables than the top (1b_lyrics), a name that only the top knows is unknown below.
     """
     description = bundle.load_description(directory)
@@ -92,7 +97,9 @@ def from_directory(directory: str | Path, *, strict: bool = True, compat: bool =
         description.vqvae,
         dict(description.priors),
         labellers,
-        lambda component: bundle.load_component(directory, component, _target(description, component, dtype)),
+        lambda component: bundle.load_component(
+            directory, component, _target(description, component, dtype), _places(description, component, mesh)
+        ),
         dtype,
         hashlib.sha256((epath.Path(directory) / bundle.DESCRIPTION).read_bytes()).hexdigest()[:16],
     )
@@ -103,6 +110,14 @@ def _target(description: bundle.Description, component: str, dtype: Any) -> Any:
     if component == bundle.VQVAE or dtype == jnp.float32:
         return None
     return {"params": stored(cast(presets.Prior, description.preset(component)), dtype)}
+
+
+def _places(description: bundle.Description, component: str, mesh: Mesh | None) -> Any:
+    """Shardings of a component's variables: a prior's by the table, the VQ-VAE everywhere."""
+    if mesh is None or component == bundle.VQVAE:
+        return mesh and replicated(mesh)
+    preset = cast(presets.Prior, description.preset(component))
+    return {"params": shardings_of(stored(preset, jnp.float32), mesh, preset.transformer.num_heads)}
 
 
 def stored(preset: presets.Prior, dtype: Any) -> Any:

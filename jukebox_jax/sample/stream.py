@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -21,31 +21,35 @@ BLOCK = 1 << 14  # samples written at once: libsndfile's Vorbis encoder takes no
 
 
 def decode(
-    source: Source, variables: Any, codes: Int32[np.ndarray, "t"], level: int
-) -> Iterator[Float[np.ndarray, "a"]]:
-    """Audio of one item's codes, in pieces."""
-    for piece in decode_long(VQVAE(source.vqvae), variables, codes[None], level):
-        yield piece[0, :, 0]
+    source: Source, variables: Any, codes: Int32[np.ndarray, "b t"], level: int
+) -> Iterator[Float[np.ndarray, "b a"]]:
+    """Audio of some items' codes, in pieces."""
+    for piece in decode_long(VQVAE(source.vqvae), variables, codes, level):
+        yield piece[:, :, 0]
 
 
-def write_audio(pieces: Iterable[Float[np.ndarray, "_"]], rate: int, samples: int, stem: Path) -> None:
-    """Write ``stem.wav`` (16 bit, clipped to [-1, 1]), its compressed twin, and ``stem.png``, its mel spectrogram.
+def write_audio(pieces: Iterable[Float[np.ndarray, "b _"]], rate: int, samples: int, stems: Sequence[Path]) -> None:
+    """Write each item's ``stem.wav`` (16 bit, clipped to [-1, 1]), its compressed twin, and ``stem.png``, its mel
+    spectrogram.
 
     ``samples`` is the length of all pieces together. Each file appears when it is complete.
     """
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    targets = [stem.with_name(stem.name + suffix) for suffix in (".wav", compressed_suffix(rate))]
-    spectrogram = MelSpectrogram(rate, samples)
+    suffixes = (".wav", compressed_suffix(rate))
+    for stem in stems:
+        stem.parent.mkdir(parents=True, exist_ok=True)
+    targets = [[stem.with_name(stem.name + suffix) for suffix in suffixes] for stem in stems]
+    spectrograms = [MelSpectrogram(rate, samples) for _ in stems]
     with ExitStack() as stack:
-        files = [stack.enter_context(_open(target, rate)) for target in targets]
+        files = [[stack.enter_context(_open(target, rate)) for target in item] for item in targets]
         for block in _blocks(pieces):
-            audio = np.clip(block, -1, 1)
-            for file in files:
-                file.write(audio)
-            spectrogram.add(audio)
-    stem.with_name(stem.name + ".png").write_bytes(spectrogram.picture())
-    for target in reversed(targets):
-        _staged(target).replace(target)
+            for audio, twins, spectrogram in zip(np.clip(block, -1, 1), files, spectrograms, strict=True):
+                for file in twins:
+                    file.write(audio)
+                spectrogram.add(audio)
+    for stem, item, spectrogram in zip(stems, targets, spectrograms, strict=True):
+        stem.with_name(stem.name + ".png").write_bytes(spectrogram.picture())
+        for target in reversed(item):
+            _staged(target).replace(target)
 
 
 def compressed_suffix(rate: int) -> str:
@@ -66,7 +70,7 @@ def _staged(target: Path) -> Path:
     return target.with_name(target.name + ".part")
 
 
-def _blocks(pieces: Iterable[Float[np.ndarray, "_"]]) -> Iterator[Float[np.ndarray, "_"]]:
+def _blocks(pieces: Iterable[Float[np.ndarray, "b _"]]) -> Iterator[Float[np.ndarray, "b _"]]:
     for piece in pieces:
-        for begin in range(0, len(piece), BLOCK):
-            yield piece[begin : begin + BLOCK]
+        for begin in range(0, piece.shape[1], BLOCK):
+            yield piece[:, begin : begin + BLOCK]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
 from jukebox_jax import presets
-from jukebox_jax.parallel.mesh import platform
+from jukebox_jax.parallel.mesh import axis_sizes, platform
 from jukebox_jax.train.optimizer import Options, ema_decay
 from jukebox_jax.types import UserError, choose
 
@@ -55,15 +55,17 @@ class Experiment:
     sample_every: int
     vqvae: str = ""  # priors only, like the rest
     remat: bool = False
-    remat_layers: int = 1
+    remat_layers: tuple[int, ...] = (1,)
     loss_chunks: int = 1
 
     def __post_init__(self) -> None:
         choose("dtype", self.dtype, ("auto", *DTYPES))
-        counts = "steps batch_size accumulate log_every save_every keep loss_chunks remat_layers"
+        counts = "steps batch_size accumulate log_every save_every keep loss_chunks"
         for name in counts.split():
             if getattr(self, name) < 1:
                 raise UserError(f"config.{name} is {getattr(self, name)}: it must be at least 1")
+        if not self.remat_layers or min(self.remat_layers) < 1:
+            raise UserError(f"config.remat_layers is {self.remat_layers}: it must be numbers of layers, at least 1")
         if self.batch_size % self.accumulate:
             raise UserError(f"config.accumulate={self.accumulate} does not divide config.batch_size={self.batch_size}")
         for axis in self.mesh:
@@ -94,6 +96,14 @@ class Experiment:
     def memory_options(self) -> dict[str, Any]:
         """What ``prior_task`` may do to need less memory."""
         return {name: getattr(self, name) for name in ("remat", "remat_layers", "loss_chunks")}
+
+    def mesh_sizes(self, num_devices: int) -> dict[str, int]:
+        """The mesh's axes. A prior's ``fsdp`` of -1 is the most that divides its width; ``data`` has the rest."""
+        sizes = axis_sizes(self.mesh, num_devices)
+        if isinstance(self.model, presets.Prior) and self.mesh.get("fsdp") == -1:
+            fsdp = math.gcd(self.model.transformer.width, sizes["fsdp"])
+            sizes |= {"data": sizes["data"] * sizes["fsdp"] // fsdp, "fsdp": fsdp}
+        return sizes
 
     def check_mesh(self, mesh: Mesh | AbstractMesh) -> int:
         """How many devices share a batch; raises ``UserError`` unless they divide it, and ``fsdp`` the width."""

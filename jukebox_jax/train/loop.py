@@ -36,7 +36,7 @@ def train(experiment: Experiment, workdir: Path, sampler: reports.Sampler | None
     Raises ``UserError`` for data or directories that do not fit, ``Diverged`` if the loss is not finite.
     """
     greeting = preflight.greet()
-    mesh = make_mesh(dict(experiment.mesh))
+    mesh = make_mesh(experiment.mesh_sizes(jax.device_count()))
     experiment, vqvae = source.with_source(experiment, workdir)
     at_once = experiment.check_mesh(mesh)
     inputs = open_inputs(experiment, vqvae.sample_rate, local_rows(mesh, experiment.batch_size))

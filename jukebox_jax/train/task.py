@@ -68,7 +68,7 @@ def prior_task(
     *,
     dtype: Any = jnp.float32,
     remat: bool = False,
-    remat_layers: int = 1,
+    remat_layers: tuple[int, ...] = (1,),
     loss_chunks: int = 1,
     at_once: int = 1,
 ) -> Task:

@@ -56,15 +56,6 @@ def test_an_unknown_trip_count_is_no_certificate():
     assert broken(c) == [f"is not counted: {c.uncounted}"]
 
 
-def test_text_that_cannot_be_had_leaves_the_compiler_s_figures():
-    c = make(None)
-    assert c.fits and not c.sound
-    c = replace(c, uncounted="RET_CHECK failure: async-update", compiler_flops=1e9)
-    assert c.sound and broken(c) == []
-    shown = "\n".join(report.lines(c, 1.2))
-    assert "unavailable: RET_CHECK" in shown and "loops counted once: 1e+09 FLOPs" in shown
-
-
 @pytest.mark.parametrize(
     ("message", "needed"),
     [

@@ -60,6 +60,45 @@ def test_a_second_gather_is_noticed(program):
     assert gathers([*program.collectives, forward], 1)["forward"] == 2 * gathers(program.collectives, 1)["forward"]
 
 
+def test_what_a_sparse_core_reduces_counts():
+    """tpu7x: two products [256 2048 2048] in a scan of six over tensor=8, summed by an ``async-update``'s operands."""
+    found = hlo.analyse((Path(__file__).parents[1] / "golden" / "hlo" / "sparsecore_tpu7x.hlo").read_text())
+    assert found.flops == 6 * 2 * 2 * 256 * 2048 * 2048 // 8
+    (reduced,) = found.collectives
+    assert (reduced.kind, reduced.executions, reduced.group_size, reduced.overlapped) == ("all-reduce", 6, 8, False)
+    assert reduced.operand_bytes == reduced.result_bytes == 256 * 2048 * 2
+
+
+PART = """
+%{mark}_{n} (part.{mark}{n}: bf16[8,64], rows.{mark}{n}: bf16[64,64]) -> (bf16[64,64], bf16[64,64]) {{
+  %part.{mark}{n} = bf16[8,64]{{1,0}} parameter(0)
+  %rows.{mark}{n} = bf16[64,64]{{1,0}} parameter(1)
+  %all-gather.{mark}{n} = bf16[64,64]{{1,0}} all-gather(%part.{mark}{n}), channel_id=1, replica_groups=[1,8]<=[8], dimensions={{0}}
+  %note.{mark}{n} = bf16[64,64]{{1,0}} custom-call(%all-gather.{mark}{n}), custom_call_target="AsyncCollective{mark}"
+  %product.{mark}{n} = bf16[64,64]{{1,0}} {product}
+  ROOT %both.{mark}{n} = (bf16[64,64]{{1,0}}, bf16[64,64]{{1,0}}) tuple(%note.{mark}{n}, %product.{mark}{n})
+}}
+"""  # noqa: E501
+
+
+def test_a_gather_that_has_ended_takes_no_part_of_the_next():
+    """The second product reads the first one's result, and the second gather goes on beside it."""
+    dot = "dot(%rows.Step{n}, %rows.Step{n}), lhs_contracting_dims={{1}}, rhs_contracting_dims={{0}}"
+    text, lines, rows = "HloModule m, is_scheduled=true\n", [], "%given"
+    for n in (1, 2):
+        for mark in ("Start", "Step", "Done"):
+            kept = dot.format(n=n) if mark == "Step" else f"copy(%rows.{mark}{n})"
+            text += PART.format(mark=mark, n=n, product=kept)
+            kind = "(bf16[64,64]{1,0}, bf16[64,64]{1,0})"
+            lines.append(f"%f.{mark}{n} = {kind} fusion(%part, {rows}), kind=kCustom, calls=%{mark}_{n}")
+            lines.append(f"%g.{mark}{n} = bf16[64,64]{{1,0}} get-tuple-element(%f.{mark}{n}), index=1")
+            rows = f"%g.{mark}{n}" if mark != "Done" else f"%g.Step{n}"
+    text += "\nENTRY %main (part: bf16[8,64], given: bf16[64,64]) -> bf16[64,64] {\n"
+    text += "  %part = bf16[8,64]{1,0} parameter(0)\n  %given = bf16[64,64]{1,0} parameter(1)\n"
+    text += "".join(f"  {line}\n" for line in lines) + "  ROOT %end = bf16[64,64]{1,0} copy(%g.Done2)\n}\n"
+    assert [c.overlapped for c in hlo.analyse(text).collectives] == [True, True]
+
+
 def test_an_unknown_transfer_is_no_guess():
     with pytest.raises(HloError, match="not understood"):
         hlo.analyse(TEXT.replace('_xla_megascale_target="{1,2}x{0:7}"', '_xla_megascale_target="?"'))

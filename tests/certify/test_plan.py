@@ -158,5 +158,7 @@ def test_programs_that_models_do_not_have():
 def test_the_mesh_of_a_config_gives_way():
     """64 does not fit eight devices; 256 does not divide the upsampler's width of 1920."""
     assert resolve("configs/prior_5b.py", "train", 8).mesh == {"data": 1, "fsdp": 8, "tensor": 1}
-    assert 1920 % resolve("configs/upsampler_level_0.py", "train", 256).mesh["fsdp"] == 0
+    wanted = resolve("configs/upsampler_level_0.py", "train", 256)
+    assert wanted.mesh == {"data": 2, "fsdp": 128, "tensor": 1}
+    assert wanted.experiment is not None and wanted.experiment.mesh_sizes(256) == wanted.mesh  # `train` takes it too
     assert resolve("configs/prior_5b.py", "decode", 16).mesh == {"data": 2, "fsdp": 1, "tensor": 8}

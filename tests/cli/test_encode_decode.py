@@ -91,7 +91,7 @@ def test_a_data_set_is_what_training_reads(model, music, tmp_path):
     dataset, output = tmp_path / "data", tmp_path / "codes"
     builder.build(music, dataset, sample_rate=RATE, record_seconds=1.0, test_fraction=0.4, workers=1)
     flags = [f"--model={folder}", f"--dataset={dataset}", f"--config={tmp_path / 'prior.py'}", f"--output={output}"]
-    assert main(["encode", *flags, "--passes=2", "--batch_size=3", "--config.seed=5"]) == 0
+    assert main(["encode", *flags, "--passes=2", "--batch_size=8", "--mesh=data=8", "--config.seed=5"]) == 0
     stored = codes.make_codes_loader(output, "train", 2)
     audio = make_loader(dataset, "train", 256, 2, 5, shift=True, blend=True, passes=2)
     for step in (0, 9):

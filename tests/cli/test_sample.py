@@ -65,6 +65,12 @@ def test_one_song_through_its_modes(model, tmp_path, capsys) -> None:
     drawn = codes(tmp_path / "a")
     assert [c.shape for c in drawn] == [(2, 32), (2, 16)]
 
+    assert sample(model, tmp_path / "mesh", *song, "--num_samples=2", "--mesh=data=2,tensor=4") == 0
+    for mine, theirs in zip(codes(tmp_path / "mesh"), drawn, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    wav = Path("level_0", "item_1.wav")
+    assert (tmp_path / "mesh" / wav).read_bytes() == (tmp_path / "a" / wav).read_bytes()
+
     top = ("--levels=1", "--num_samples=2", "--max_batch_size=1")
     assert sample(model, tmp_path / "top", *song, *top) == 0
     np.testing.assert_array_equal(codes(tmp_path / "top")[1], drawn[1])
@@ -114,6 +120,8 @@ def test_descriptions_come_from_a_file(model, tmp_path) -> None:
         (["--lyrics_file=absent.txt"], "No such file"),
         (["--mode=forward"], "unknown mode 'forward': allowed are ancestral, continue, upsample, primed"),
         (["--metadata=absent.json"], "No such file"),
+        (["--mesh=heads=8"], "write sizes of data, fsdp and tensor such as data=4,fsdp=64"),
+        (["--mesh=data=3"], "mesh data=3 x fsdp=1 x tensor=1 does not fit 8 devices"),
         (["--seconds=long"], "invalid float value: 'long'"),
         (["--top_k=1.5"], "invalid comma-separated int value: '1.5'"),
         (["--secnds=5"], "did you mean --seconds?"),

@@ -11,6 +11,7 @@ import pytest
 
 from jukebox_jax.checkpoint import bundle
 from jukebox_jax.data.labels import Vocabulary
+from jukebox_jax.parallel.mesh import make_mesh
 from jukebox_jax.sample.source import from_directory
 from jukebox_jax.types import UserError
 
@@ -35,6 +36,18 @@ def test_a_directory_is_the_model(source, folder) -> None:
         jax.tree.map(np.testing.assert_array_equal, loaded, expected)
     with pytest.raises(UserError, match="unknown artist"):
         opened.labellers[0].label({"artist": "eve", "total_length": 8, "offset": 0})
+
+
+def test_a_mesh_gets_each_part_where_it_belongs(source, folder) -> None:
+    """Heads and hidden units over ``tensor``; an upsampler of one head keeps its attention whole."""
+    opened = from_directory(folder, mesh=make_mesh({"data": 4, "tensor": 2}))
+    for level, heads in ((1, "tensor"), (0, None)):
+        params = opened.load(f"prior_level_{level}")["params"]
+        layer = params["transformer"]["segment_0"]["layer_0"]
+        found = [layer[part][name]["kernel"].sharding.spec for part, name in (("attention", "query"), ("mlp", "in"))]
+        assert [spec[-1] if spec else None for spec in found] == [heads, "tensor"]
+        jax.tree.map(np.testing.assert_array_equal, params, source.load(f"prior_level_{level}")["params"])
+    assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(opened.load("vqvae")))
 
 
 def test_layers_are_loaded_in_half_precision(source, folder) -> None:

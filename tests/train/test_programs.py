@@ -69,10 +69,10 @@ def test_operations_are_those_of_the_definition():
 
 def test_layers_recomputed_together_keep_fewer_inputs():
     five, lyrics = presets.PRIOR_5B.transformer, presets.PRIOR_5B_LYRICS.transformer
-    assert kept_inputs(five) == 72 and kept_inputs(five, 2) == 48 and kept_inputs(five, 3) == 24
-    assert kept_inputs(lyrics) == 79 and kept_inputs(lyrics, 2) == 3 * 2 + 7 * 5
+    assert kept_inputs(five) == 72 and kept_inputs(five, (2,)) == 48 and kept_inputs(five, (3,)) == 24
+    assert kept_inputs(lyrics) == 79 and kept_inputs(lyrics, (2, 1, 1, 1)) == 3 * 2 + 7 * 8
     last = 2 * 8192 * 4800**2
-    more = repeated_flops(presets.PRIOR_5B, True, 1, 3) - repeated_flops(presets.PRIOR_5B, True, 1)
+    more = repeated_flops(presets.PRIOR_5B, True, 1, (3,)) - repeated_flops(presets.PRIOR_5B, True, 1)
     assert more == 48 * last
 
 
