@@ -39,9 +39,43 @@ def layer_norm(x: Float[Array, "*b d"], weights: Any) -> Float[Array, "*b d"]:
     """Layer norm in float32, returned in the dtype of x (epsilon 1e-5, biased variance). ``weights``: scale, bias."""
     scale, bias = (jnp.expand_dims(weights[name], tuple(range(x.ndim - 1))) for name in ("scale", "bias"))
     y = x.astype(jnp.float32)
+    if platform() == "cpu" and x.ndim > 2:  # streams; single positions are too small to matter
+        return _norm_by_products(y, scale, bias).astype(x.dtype)
     y = y - jnp.mean(y, axis=-1, keepdims=True)
     y = y * (jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + 1e-5) * scale)
     return (y + bias).astype(x.dtype)
+
+
+@jax.custom_vjp
+def _norm_by_products(x, scale, bias):
+    """``layer_norm`` whose sums, forward and backward, are products with a vector. ``scale``, ``bias``: 1 ... 1 d.
+
+    XLA:CPU's sums of the usual form took a quarter of a prior's training step; products run at full speed.
+    """
+    return _norm_forward(x, scale, bias)[0]
+
+
+def _norm_forward(x, scale, bias):
+    means = jnp.full((x.shape[-1], 1), 1 / x.shape[-1], x.dtype)
+    y = x - x @ means
+    inverse = jax.lax.rsqrt(jnp.square(y) @ means + 1e-5)
+    y = y * inverse
+    return y * scale + bias, (y, inverse, scale)
+
+
+def _norm_backward(kept, g):
+    y, inverse, scale = kept
+    weights, gy = scale.reshape(-1, 1) / scale.size, g * y
+    dx = inverse * (g * scale - g @ weights - y * (gy @ weights))
+
+    def sums(rows):
+        rows = rows.reshape(-1, scale.size)
+        return (jnp.ones((1, len(rows)), rows.dtype) @ rows).reshape(scale.shape)
+
+    return dx, sums(gy), sums(g)
+
+
+_norm_by_products.defvjp(_norm_forward, _norm_backward)
 
 
 def prime_prefix(prime_length: int, num_blocks: int | None) -> int:
