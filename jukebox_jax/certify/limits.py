@@ -9,6 +9,8 @@ from jukebox_jax.certify.topology import GIB
 FLOPS = {"prior_5b": 1.25, "prior_5b_lyrics": 1.30}
 TRAIN_PEAK = 14.5 * GIB  # per chip of v5e:16x16, at batch 512
 OVERLAPPED = 0.6  # of the bytes of gathered weights
+# Of the layers' gradients. The compiler sums those of 5B's lyrics encoder (1.8 %; 20 rows of 1280 per device) whole.
+REDUCED_WHOLE = 0.02
 # (model, topology) -> HBM bytes over the floor, of a decoded token at batch 16
 DECODE = {
     ("prior_1b_lyrics", "v5e:1x1"): 1.05,
@@ -49,7 +51,7 @@ def _train(c: Certificate, most: float) -> list[str]:
         kind: sum(t.bytes for t in c.collectives if t.in_loop and t.kind == kind)
         for kind in ("all-reduce", "reduce-scatter")
     }
-    if reduced["all-reduce"] > 0.01 * weights or reduced["reduce-scatter"] < 0.99 * weights:
+    if reduced["all-reduce"] > REDUCED_WHOLE * weights or reduced["reduce-scatter"] < 0.99 * weights:
         found.append("gradients of the layers are reduced whole, not scattered")
     return found
 

@@ -21,6 +21,7 @@ from jukebox_jax.certify.programs import Wanted, build
 from jukebox_jax.certify.roofline import Roofline
 from jukebox_jax.certify.topology import Topology
 from jukebox_jax.models.flops import kept_inputs, repeated_flops
+from jukebox_jax.models.pattern import Kind, segments, spans
 from jukebox_jax.ops.attention_pallas_tpu import LANES, SUBLANES, round_up
 from jukebox_jax.parallel.mesh import abstract_mesh
 from jukebox_jax.parallel.program import Program
@@ -28,6 +29,8 @@ from jukebox_jax.parallel.sharding import logical, names_of
 from jukebox_jax.train.experiment import Experiment
 
 STREAMS = 6.8  # activations of one layer in work at a time, in streams
+FURTHER = 2.3  # of each further layer that is recomputed with it
+SCORES = 3.8  # arrays of cross attention's scores, which no kernel spares
 
 
 class Prediction(NamedTuple):
@@ -128,7 +131,19 @@ def _temporaries(experiment: Experiment, model: presets.Prior, params: Any, rows
     gradients = sum(map(physical, jax.tree.leaves(params)))
     tables = sum(4 * leaf.size for path, leaf in jax.tree_util.tree_leaves_with_path(params) if _whole(path, leaf))
     logits = 4 * rows * t.length // experiment.loss_chunks * round_up(model.vocab_size, LANES)
-    return round(kept + gradients + 2 * tables + STREAMS * rows * stream(t) + logits)
+    spent = STREAMS * rows * stream(t) + _span(model, experiment.remat_layers, rows)
+    return round(kept + gradients + 2 * tables + spent + logits)
+
+
+def _span(model: presets.Prior, remat_layers: tuple[int, ...], rows: int) -> float:
+    """What the largest span of layers that are recomputed together needs beyond a plain layer."""
+    t = model.transformer
+    scores = 4 * rows * t.num_heads * t.length * model.num_lyrics
+    return max(
+        FURTHER * (len(span) - 1) * rows * stream(t) + SCORES * scores * (Kind.LYRICS in kinds[span.start : span.stop])
+        for kinds, _ in segments(t.pattern, t.depth)
+        for span in spans(len(kinds), remat_layers)
+    )
 
 
 def _whole(path: Any, leaf: Any) -> bool:
