@@ -43,6 +43,7 @@ class Request:
     mesh: Mapping[str, int] | None = None
     overrides: tuple[str, ...] = ()
     platform: str = "tpu"
+    int8: bool = False  # decode in 8 bits
 
     def __post_init__(self) -> None:
         choose("platform", self.platform, PLATFORMS)
@@ -55,7 +56,7 @@ class Request:
 
         return resolve(
             self.config, self.program, num_devices, batch_size=self.batch_size, mesh=self.mesh,
-            overrides=self.overrides,
+            overrides=self.overrides, int8=self.int8,
         )  # fmt: skip
 
 
@@ -108,7 +109,8 @@ def compile_here(request: Request) -> Certificate:
             refusal = str(error).strip().splitlines()[0][:400]
     facts = dict(
         config=request.config, program=request.program, mesh=wanted.mesh, batch_size=wanted.batch_size,
-        overrides=list(request.overrides), versions=_versions(), refusal=refusal, lower_seconds=lower_seconds,
+        overrides=[*request.overrides, *["--int8"] * request.int8], versions=_versions(),
+        refusal=refusal, lower_seconds=lower_seconds,
         compile_seconds=time.process_time() - clock,
     )  # fmt: skip
     if compiled is None:

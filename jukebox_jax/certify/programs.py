@@ -31,6 +31,7 @@ class Wanted(NamedTuple):
     batch_size: int
     mesh: dict[str, int]
     experiment: Experiment | None = None  # of training
+    int8: bool = False
 
     @property
     def sample_rate(self) -> int:
@@ -41,7 +42,7 @@ class Wanted(NamedTuple):
 
 def resolve(
     spec: str, program: str, num_devices: int, *, batch_size: int | None = None, mesh: Mapping[str, int] | None = None,
-    overrides: tuple[str, ...] = (),
+    overrides: tuple[str, ...] = (), int8: bool = False,
 ) -> Wanted:  # fmt: skip
     """Read the config. Training takes batch and mesh from it; a mesh that does not fit the devices gives way to the
     largest ``fsdp`` that does. Sampling has ``ROWS`` rows and splits heads first, a VQ-VAE a row per device.
@@ -51,13 +52,15 @@ def resolve(
     """
     choose("program", program, PROGRAMS)
     c = config.load(spec, overrides)
+    if int8 and (program != "decode" or "labels" not in c.model):
+        raise UserError("--int8 is for --program=decode of a prior: nothing else runs in 8 bits")
     if program == "train":
         c.batch_size = batch_size or c.batch_size
         experiment = from_config(c.to_dict())
         sizes = axis_sizes(mesh, num_devices) if mesh else _fitting(experiment, num_devices)
         experiment = _named(experiment)
         return Wanted(program, experiment.model, experiment.batch_size, sizes, experiment)
-    return sampled(_named(from_config(c.to_dict())).model, program, num_devices, batch_size, mesh)
+    return sampled(_named(from_config(c.to_dict())).model, program, num_devices, batch_size, mesh)._replace(int8=int8)
 
 
 def sampled(
@@ -122,7 +125,7 @@ def build(wanted: Wanted, mesh: Any) -> tuple[Program, Work]:
         tokens = rows * model.context_length
         cache = made.extras["cache_bytes"]
         return made, Work("run", 1, tokens, tokens * model.hop_length / rate, flops, cache_bytes=cache)
-    made = sampling.decode_program(model, rows, mesh)
+    made = sampling.decode_program(model, rows, mesh, int8=wanted.int8)
     x = made.extras
     floor, cache = float(x["floor_bytes"]), x["cache_bytes"]
     flops = float(rows * step_flops(model))

@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--program", default="train", help="train, prefill, decode (a VQ-VAE's: to audio) or encode")
     parser.add_argument("--batch_size", type=int, help="rows of all devices together (default: config, or 16)")
     parser.add_argument("--mesh", help="such as data=4,fsdp=64 (default: config's, or heads over tensor, rest data)")
+    parser.add_argument("--int8", action="store_true", help="decode with weights and caches of 8 bits")
     parser.add_argument("--platform", default="tpu", help="tpu, or cuda: lowered only, not compiled")
     parser.add_argument("--json", metavar="FILE", help="write the certificate")
     add_prices(parser)
@@ -55,7 +56,7 @@ def main(args: argparse.Namespace) -> int:
 
     request = compile.Request(
         args.config, args.program, args.topology, args.num_slices, args.batch_size, parse_mesh(args.mesh),
-        tuple(args.overrides), args.platform,
+        tuple(args.overrides), args.platform, args.int8,
     )  # fmt: skip
     price = None
     if request.platform == "tpu":

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 from jukebox_jax.models.pattern import Kind
 from jukebox_jax.ops.blocks import to_blocks
@@ -61,11 +61,14 @@ def shape(kind: Kind, sizes: Sizes, batch: int, width: int) -> tuple[int, ...]:
     return (*positions, batch, 2 * width)
 
 
-Cache = Any  # one stacked array, or the pair of arrays of ``apart``
+Cache = Any  # one stacked array, or the pair of arrays of ``apart``; or a dictionary of int8.py
 
 
 def axes(kind: Kind, cache: Cache) -> Any:
     """Logical axes of a cache, or of a pair's arrays."""
+    if isinstance(cache, dict):  # int8.py
+        scale = (*(None,) * (len(cache["scale"].shape) - 3), "heads", "batch", None)
+        return {"kv": axes(kind, cache["kv"]), "scale": scale}
     if isinstance(cache, tuple):
         return tuple((*(None,) * (x.ndim - 4), "batch", "heads", None, None) for x in cache)
     if kind is Kind.DENSE:
@@ -73,7 +76,7 @@ def axes(kind: Kind, cache: Cache) -> Any:
     return (*(None,) * (len(cache.shape) - 2), "batch", "qkv")
 
 
-def apart(kind: Kind, cache: Float[Array, "1 ..."], sizes: Sizes) -> tuple[Array, Array]:
+def apart(kind: Kind, cache: Num[Array, "1 ..."], sizes: Sizes) -> tuple[Array, Array]:
     """Keys and values of one layer as two arrays ``b h s k``."""
     kv = cache[0]
     if kind is not Kind.DENSE:
@@ -128,7 +131,7 @@ def slot(kind: Kind, sizes: Sizes, t: Array) -> tuple[Array, ...]:
     }[kind]
 
 
-def write(kind: Kind, cache: Cache, kv: Float[Array, "b h 2 k"], sizes: Sizes, index, t: Array):
+def write(kind: Kind, cache: Cache, kv: Num[Array, "b h 2 k"], sizes: Sizes, index, t: Array):
     """Put position t of repeat ``index`` in place."""
     if kind is Kind.LYRICS:
         return cache
@@ -148,18 +151,17 @@ def write(kind: Kind, cache: Cache, kv: Float[Array, "b h 2 k"], sizes: Sizes, i
 
 def read(
     kind: Kind, cache: Cache, sizes: Sizes, index, t: Array
-) -> tuple[Float[Array, "b h s x"], Float[Array, "b h s x"]]:
+) -> tuple[Num[Array, "b h s x"], Num[Array, "b h s x"]]:
     """The keys and values that position t may look at; ``visible`` says which of them.
 
     Keys beside values come as the same array twice, x = 2 k: taken apart, a TPU would write them. Not so columns,
     whose blocks it keeps on the lanes.
     """
-    row, offset = t // sizes.block_length, t % sizes.block_length
-    chosen = {Kind.COLUMN: (offset,), Kind.PREVIOUS: (1 - row % 2,)}.get(kind, ())
+    at = chosen(kind, sizes, t)
     if isinstance(cache, tuple):
-        k, v = (jax.lax.dynamic_index_in_dim(x, *chosen, keepdims=False) if chosen else x for x in cache)
+        k, v = (jax.lax.dynamic_index_in_dim(x, *at, keepdims=False) if at else x for x in cache)
         return k, v
-    lead = (index, *chosen)
+    lead = (index, *at)
     rest = cache.shape[len(lead) :]
     kv = jax.lax.dynamic_slice(cache, (*lead, *(0 for _ in rest)), (1,) * len(lead) + rest).reshape(rest)
     if kind is Kind.DENSE:
@@ -169,6 +171,12 @@ def read(
         return kv[0], kv[1]
     kv = kv.reshape(*kv.shape[:2], sizes.num_heads, -1).transpose(1, 2, 0, 3)  # from s b h 2k
     return kv, kv
+
+
+def chosen(kind: Kind, sizes: Sizes, t: Array) -> tuple[Array, ...]:
+    """Which column, or which of two blocks, position t reads."""
+    row, offset = t // sizes.block_length, t % sizes.block_length
+    return {Kind.COLUMN: (offset,), Kind.PREVIOUS: (1 - row % 2,)}.get(kind, ())
 
 
 def visible(kind: Kind, sizes: Sizes, t: Array, slots: int) -> Array:

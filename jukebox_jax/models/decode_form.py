@@ -20,6 +20,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jaxtyping import Array, Float, Int
 
 from jukebox_jax.models import cache as kv_cache
+from jukebox_jax.models import int8
 from jukebox_jax.models.layers import Layer, layer_norm, quick_gelu
 from jukebox_jax.models.pattern import Kind, Segment, layer_kinds, segments
 from jukebox_jax.models.prior import Conditioning, Prior
@@ -33,15 +34,18 @@ _AXES: dict[tuple[str, ...], tuple[str | None, ...]] = {
     ("qkv", "kernel"): (None, "qkv"),
     ("qkv", "rows"): ("qkv", None),
     ("qkv", "bias"): ("qkv",),
+    ("qkv", "scale"): ("qkv",),
     ("output", "kernel"): ("qkv", None),
     ("in", "kernel"): (None, "mlp"),
     ("in", "bias"): ("mlp",),
+    ("in", "scale"): ("mlp",),
     ("out", "kernel"): ("mlp", None),
 }
 _TABLES: dict[str, tuple[str | None, ...]] = {
     "embedding": ("vocab", None),
     "table": ("vocab", None),
     "columns": (None, "vocab"),
+    "scale": ("vocab",),
     "position": (None, "mlp"),  # one row is read: every device reads its part of it
 }
 
@@ -84,8 +88,22 @@ def prepare(model: Prior, params: dict[str, Any]) -> dict[str, Any]:
         tuple(layer_weights(k, p, heads, model.dtype, scanned(model)) for k, p in zip(group.kinds, places, strict=True))
         for group, places in stacks
     ]
-    table = {"table": table.astype(model.dtype)} if scanned(model) else {"columns": table.T.astype(model.dtype)}
-    return weights | table | {"layers": layers}
+    columns = not scanned(model)
+    name, table = ("columns", table.T) if columns else ("table", table)
+    if model.int8:
+        output = int8.matrix(table, name, -1 if columns else -2)
+        return weights | output | {"layers": [tuple(map(_eight_bits, group)) for group in layers]}
+    return weights | {name: table.astype(model.dtype), "layers": layers}
+
+
+def _eight_bits(layer: dict[str, Any]) -> dict[str, Any]:
+    """A (stacked) layer's weights, its matrices in 8 bits."""
+
+    def matrices(part: dict[str, Array]) -> dict[str, Array]:
+        name = next((name for name in ("kernel", "rows") if name in part), None)
+        return part | int8.matrix(part[name], name, -2 if name == "rows" else -1) if name else part
+
+    return {name: matrices(part) for name, part in layer.items()}
 
 
 def layer_weights(kind: Kind, params: dict[str, Any], num_heads: int, dtype: Any, output_first: bool) -> dict[str, Any]:
@@ -147,10 +165,9 @@ def cache_places(model: Prior, caches: Any, mesh: Any) -> Any:
     heads = model.config.transformer.num_heads
 
     def place(kind: Kind, cache: Any) -> Any:
-        axes = kv_cache.axes(kind, cache)
-        if isinstance(cache, tuple):
-            return tuple(spec(a, x.shape, mesh, heads) for a, x in zip(axes, cache, strict=True))
-        return spec(axes, cache.shape, mesh, heads)
+        leaves, tree = jax.tree.flatten(cache)
+        axes = tree.flatten_up_to(kv_cache.axes(kind, cache))
+        return tree.unflatten(spec(a, x.shape, mesh, heads) for a, x in zip(axes, leaves, strict=True))
 
     return [
         tuple(place(kind, cache) for kind, cache in zip(kinds, group, strict=True))
@@ -159,12 +176,17 @@ def cache_places(model: Prior, caches: Any, mesh: Any) -> Any:
 
 
 def _own_form(model: Prior, caches: Any) -> Any:
-    """Stacked caches, or taken apart; pinned to the mesh in use."""
-    if not scanned(model):
-        caches = [
-            (kv_cache.apart(kinds[0], cache, _layer(model, kinds[0]).sizes),)
-            for (kinds, _), (cache,) in zip(groups(model), caches, strict=True)
-        ]
+    """Stacked caches, or taken apart; in 8 bits, if the model wants them; pinned to the mesh in use."""
+
+    def form(kind: Kind, cache: Array) -> Any:
+        sizes = _layer(model, kind).sizes
+        take = (lambda kv: kv) if scanned(model) else lambda kv: kv_cache.apart(kind, kv, sizes)
+        if not model.int8:
+            return take(cache)
+        packed = int8.pack(kind, cache, sizes.num_heads)
+        return packed | {"kv": take(packed["kv"])}
+
+    caches = [tuple(map(form, kinds, group)) for (kinds, _), group in zip(groups(model), caches, strict=True)]
     mesh = jax.sharding.get_abstract_mesh()
     return caches if mesh.empty else jax.lax.with_sharding_constraint(caches, cache_places(model, caches, mesh))
 
@@ -190,7 +212,8 @@ def step(
     if model.config.tied_output and positions is not None:
         x = x + positions
     table, equation = (weights["table"], "bd,vd->bv") if "table" in weights else (weights["columns"], "bd,dv->bv")
-    logits = jnp.einsum(equation, x.astype(table.dtype), table, preferred_element_type=jnp.float32)
+    x, table = x.astype(model.dtype), table.astype(model.dtype)
+    logits = int8.scaled(jnp.einsum(equation, x, table, preferred_element_type=jnp.float32), weights)
     return constrain(constrain(logits, "batch", "vocab"), "batch", None), caches  # logits travel, not the table
 
 
@@ -229,20 +252,28 @@ def mix_step(
 ) -> tuple[Float[Array, "b d"], kv_cache.Cache]:
     """``Layer.mix`` of one position, and the cache."""
     c, kind, sizes, qkv = layer.config, layer.kind, layer.sizes, weights["qkv"]
-    y = jnp.einsum("bd,fd->bf", h, qkv["rows"]) + qkv["bias"][None] if "rows" in qkv else _dense(h, qkv)
+    y = _dense(h, qkv)
     y = y.reshape(h.shape[0], c.num_heads, -1, c.head_dim)
     if kind is not Kind.LYRICS:
-        cache = kv_cache.write(kind, cache, y[:, :, 1:], sizes, index, t)
-    k, v = kv_cache.read(kind, cache, sizes, index, t)
+        cache = int8.write(kind, cache, y[:, :, 1:], sizes, index, t)
+    k, v, scale = int8.read(kind, cache, sizes, index, t)
+    k, v = k.astype(h.dtype), v.astype(h.dtype)
     q = jnp.pad(y[:, :, 0], ((0, 0), (0, 0), (0, k.shape[-1] - c.head_dim)))  # beside interleaved keys: no values
     scores = jnp.einsum("bhk,bhsk->bhs", q, k, preferred_element_type=jnp.float32) * c.head_dim**-0.5
+    if scale is not None:
+        scores = scores * scale[0]
     mask = kv_cache.visible(kind, sizes, t, k.shape[2])
-    p = jax.nn.softmax(jnp.where(mask[None, None], scores, attention_xla.MASKED), axis=-1).astype(v.dtype)
-    o = jnp.einsum("bhs,bhsk->bhk", p, v)[..., -c.head_dim :].reshape(h.shape[0], -1)
+    p = jax.nn.softmax(jnp.where(mask[None, None], scores, attention_xla.MASKED), axis=-1)
+    p = p if scale is None else p * scale[1]
+    o = jnp.einsum("bhs,bhsk->bhk", p.astype(v.dtype), v)[..., -c.head_dim :].reshape(h.shape[0], -1)
     if kind is Kind.PREVIOUS:  # zero keys and values before the first block
         o = o * (t >= sizes.block_length).astype(o.dtype)
     return _dense(o, weights["output"]), cache
 
 
 def _dense(x: Array, weights: Any) -> Array:
-    return x @ weights["kernel"] + weights["bias"][None]
+    if "rows" in weights:
+        y = jnp.einsum("bd,fd->bf", x, weights["rows"].astype(x.dtype))
+    else:
+        y = x @ weights["kernel"].astype(x.dtype)
+    return int8.scaled(y, weights).astype(x.dtype) + weights["bias"][None]

@@ -87,6 +87,7 @@ class Prior(nn.Module):
     scan_layers: bool | None = None
     implementation: str = "auto"
     loss_chunks: int = 1  # pieces of the stream whose logits exist at one time
+    int8: bool = False  # cached decoding with weights and caches of 8 bits (int8.py)
 
     def setup(self):
         c, t = self.config, self.config.transformer

@@ -46,6 +46,7 @@ def prepare(
     drop_characters: bool = False,
     order: str = "levels",
     segments: int = 1,
+    int8: bool = False,
 ) -> tuple[prompts.Codes, Request]:
     """Starting codes and request of a mode; the arguments are those of ``jukebox sample``.
 
@@ -93,6 +94,7 @@ def prepare(
         items=items,
         order=order,
         segments=segments,
+        int8=int8,
     )
     if min(request.batch_sizes) < 1:
         raise UserError(f"--max_batch_size={min(request.batch_sizes)} must be 1 or more")

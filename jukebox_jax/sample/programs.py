@@ -30,8 +30,9 @@ AnyMesh = Mesh | AbstractMesh
 
 
 def decode_program(
-    preset: presets.Prior, batch: int, mesh: AnyMesh, dtype: Any = jnp.bfloat16, *, num_steps: int = decoding.CHUNK
-) -> Program:
+    preset: presets.Prior, batch: int, mesh: AnyMesh, dtype: Any = jnp.bfloat16, *, num_steps: int = decoding.CHUNK,
+    int8: bool = False,
+) -> Program:  # fmt: skip
     """The scan over ``num_steps`` tokens that ``sample_window`` repeats. Its caches, argument 1, are donated.
 
     ``extras``: ``steps``; ``tokens`` of one step (the batch); ``floor_bytes`` of one step on one device
@@ -40,7 +41,7 @@ def decode_program(
     Raises:
         UserError: the mesh does not divide the batch.
     """
-    model = Prior(preset, dtype)
+    model = Prior(preset, dtype, int8=int8)
     with use(_dividing(mesh, batch)):
         params, cond = _params(model, mesh), _conditioning(model, batch, mesh)
         weights = jax.eval_shape(functools.partial(decode_form.prepare, model), params)
@@ -54,7 +55,7 @@ def decode_program(
     extras = {
         "steps": num_steps,
         "tokens": batch,
-        "floor_bytes": decode_floor_bytes(preset, batch, mesh, dtype),
+        "floor_bytes": decode_floor_bytes(preset, batch, mesh, jnp.int8 if int8 else dtype),
         "cache_bytes": sum(map(_local_bytes, jax.tree.leaves(cache))),
     }
     fn = functools.partial(decoding.decode, model, num_steps, Settings(), False)

@@ -31,6 +31,7 @@ class Request:
       compat: what the original does where spec/quirks.md B says to fix it.
       order: one level after the other, or each window as soon as it can be drawn; the codes are the same.
       segments: more than 1: an upsampled level is drawn in so many parts side by side, approximately (fast.py).
+      int8: decode with weights and caches of 8 bits: other codes, as likely to a hundredth of a bit (models/int8.py).
     """
 
     metas: tuple[Mapping[str, Any], ...]
@@ -44,6 +45,7 @@ class Request:
     compat: bool = False
     order: str = "levels"
     segments: int = 1
+    int8: bool = False
 
     def __post_init__(self) -> None:
         choose("order", self.order, ORDERS)
@@ -69,7 +71,8 @@ class Request:
 
     def describe(self) -> dict[str, Any]:
         """As JSON."""
-        return dataclasses.asdict(self) | {"metas": [dict(meta) for meta in self.metas]}
+        values = dataclasses.asdict(self) | {"metas": [dict(meta) for meta in self.metas]}
+        return {name: value for name, value in values.items() if name != "int8" or value}  # older runs go on
 
 
 def per_level(name: str, values: Sequence[T], levels: int) -> tuple[T, ...]:

@@ -102,7 +102,7 @@ class _Level:
         self.prior = source.priors[level]
         self.queues = {row: list(plan) for row, plan in plans.items() if plan}
         self.steps = 0
-        self._model = Prior(self.prior, source.dtype)
+        self._model = Prior(self.prior, source.dtype, int8=request.int8)
         self._params = source.load(f"prior_level_{level}")["params"]
         self._prepared = decode.weights(self._model, self._params)
         self._labels = source.labellers[level].batch(request.metas)

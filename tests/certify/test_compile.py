@@ -75,3 +75,9 @@ def test_the_child_answers_bad_requests_in_one_line(monkeypatch, capsys):
 def test_bad_requests(changes, part):
     with pytest.raises(UserError, match=part):
         small(**changes)
+
+
+@pytest.mark.parametrize(("config", "program"), [("small_prior", "train"), ("vqvae", "decode")])
+def test_only_the_decoding_of_a_prior_runs_in_8_bits(config, program):
+    with pytest.raises(UserError, match="--int8 is for --program=decode of a prior"):
+        small(config=f"configs/{config}.py", program=program, overrides=(), int8=True).resolve(1)
