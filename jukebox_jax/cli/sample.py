@@ -76,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                      " again; run.json says how likely the seams are")  # fmt: skip
     how.add_argument("--mesh", help="how all devices share the work, such as data=2,tensor=4: items over data, heads"
                      " and hidden units over tensor; the same codes (default: one device)")  # fmt: skip
-    how.add_argument("--int8", action="store_true", help="weights and caches of 8 bits: half the bytes per code, for"
+    how.add_argument("--int8", action="store_true", help="weights and caches of 8 bits: at best half the bytes, for"
                      " TPUs and GPUs; other codes than without, as likely to 0.01 bits")  # fmt: skip
     how.add_argument("--max_batch_size", type=_list(int), default=[16], help="items drawn together (default: 16)")
 
