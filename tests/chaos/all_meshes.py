@@ -1,4 +1,4 @@
-"""Every part on every mesh of eight virtual devices (tests/train/test_meshes.py): four minutes, mostly compilation.
+"""Every part on every mesh of eight virtual devices, trained and sampled: five minutes, mostly compilation.
 
 python tests/chaos/all_meshes.py
 """
@@ -9,5 +9,6 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    tests = Path(__file__).parents[1] / "train" / "test_meshes.py"
-    sys.exit(subprocess.call([sys.executable, "-m", "pytest", "-v", str(tests)], env=os.environ | {"ALL_MESHES": "1"}))
+    folder = Path(__file__).parents[1]
+    tests = [str(folder / "train" / "test_meshes.py"), str(folder / "sample" / "test_programs.py")]
+    sys.exit(subprocess.call([sys.executable, "-m", "pytest", "-v", *tests], env=os.environ | {"ALL_MESHES": "1"}))

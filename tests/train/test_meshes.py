@@ -102,7 +102,7 @@ def alone(part: str):
 MESHES = {"8x1x1": (8, 1, 1), "1x8x1": (1, 8, 1), "2x2x2": (2, 2, 2), "1x2x4": (1, 2, 4)}
 
 
-SOON = ("vqvae-8x1x1", "lyrics-2x2x2", "upsampler-1x2x4")  # the others: tests/chaos/all_meshes.py
+SOON = ("vqvae-8x1x1", "lyrics-2x2x2")  # the others: tests/chaos/all_meshes.py
 CASES = [f"{part}-{mesh}" for part in ("vqvae", "lyrics", "upsampler") for mesh in MESHES]
 
 
