@@ -14,9 +14,18 @@ os.environ.setdefault("MPLBACKEND", "agg")
 
 import hypothesis
 import jax
+import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # The machine decides how long an example takes, so no deadline; the same examples in every run.
 hypothesis.settings.register_profile("house", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("house")
+
+
+@pytest.fixture
+def compile_quickly():
+    """For tiny programs: compiling them costs more than running them."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

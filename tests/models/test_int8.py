@@ -26,13 +26,7 @@ PRESET = presets.Prior(
     transformer=presets.Transformer(12, 16, 3, 2, 4, attention_ratio=0.5, init_scale=10.0),
 )  # fmt: skip
 
-
-@pytest.fixture(autouse=True)
-def compile_quickly():
-    """The programs are tiny: compiling them costs more than running them."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
 @pytest.mark.parametrize("outputs", [-1, -2])

@@ -23,13 +23,7 @@ from jukebox_jax.types import UserError
 T, BLOCKS, LYRICS, WIDTH, BATCH = 9, 3, 5, 8, 2
 C = T // BLOCKS
 
-
-@pytest.fixture(autouse=True)
-def compile_quickly():
-    """The programs are tiny: compiling them costs more than running them."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
 @pytest.mark.parametrize(

@@ -28,13 +28,7 @@ UPSAMPLER = presets.Prior(
     labels=presets.Labels("v3", 3, 3, 1), conditioner=presets.Conditioner(width=4, depth=1, down_depth=1),
 )  # fmt: skip
 
-
-@pytest.fixture(autouse=True)
-def compile_quickly():
-    """The programs are tiny: compiling them costs more than running them."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
 MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)]
