@@ -22,6 +22,7 @@ from jukebox_jax.certify.compile import Request
 from jukebox_jax.certify.limits import broken
 from jukebox_jax.certify.plan import predict
 from jukebox_jax.certify.topology import parse
+from jukebox_jax.types import UserError
 
 HERE = Path(__file__).parent
 # file name's end: topology, slices
@@ -157,7 +158,10 @@ def main() -> int:
             continue
         clock = time.monotonic()
         print(f"--- {name}", flush=True)
-        failures += [f"{name}: {problem}" for problem in make(ENTRIES[name])]
+        try:
+            failures += [f"{name}: {problem}" for problem in make(ENTRIES[name])]
+        except (compile.CompilerFailed, UserError) as error:  # the others are still worth having
+            failures.append(f"{name}: {error}")
         print(f"--- {time.monotonic() - clock:.0f} s", flush=True)
         write_table()
     write_table()

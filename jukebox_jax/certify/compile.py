@@ -24,7 +24,7 @@ from jukebox_jax.certify.certificate import Certificate, Memory, certify
 from jukebox_jax.types import UserError, choose
 
 PLATFORMS = ("tpu", "cuda")
-DUMPED = ("v6e", "tpu7x")  # chips with SparseCores: ``as_text()`` fails where those run collectives
+DUMPED = ("v5p", "v6e", "tpu7x")  # chips with SparseCores: ``as_text()`` fails where those run collectives
 
 
 class CompilerFailed(RuntimeError):

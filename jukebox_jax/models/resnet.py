@@ -8,7 +8,6 @@ stack ``block_0`` has the largest dilation.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -22,11 +21,7 @@ from jukebox_jax.types import UserError
 
 def uniform_init(bound: float) -> nn.initializers.Initializer:
     """U(-bound, bound)."""
-
-    def init(rng: jax.Array, shape: Sequence[int], dtype: jnp.dtype = jnp.float32, **_) -> jax.Array:
-        return jax.random.uniform(rng, shape, dtype, -bound, bound)
-
-    return init
+    return lambda rng, shape, dtype=jnp.float32, **_: jax.random.uniform(rng, shape, dtype, -bound, bound)
 
 
 class Conv(nn.Module):

@@ -39,6 +39,11 @@ def noise(*shape: int) -> jax.Array:
     return 0.3 * jax.random.normal(jax.random.key(7), shape)
 
 
+def run(variables, x, *level, method: str):
+    """A method of the model, compiled as one program."""
+    return jax.jit(lambda v, x: MODEL.apply(v, x, *level, method=method))(variables, x)
+
+
 def test_released_size() -> None:
     shapes = jax.eval_shape(lambda: VQVAE(presets.RELEASED_VQVAE).init(jax.random.key(0), jnp.zeros((1, 128, 1))))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == 1_485_763
@@ -61,27 +66,27 @@ def test_reach_of_the_released_model(level: int, codes: int, samples: int) -> No
 
 def test_lengths_that_no_hop_divides(variables) -> None:
     x = noise(2, 103, 1)
-    assert [z.shape for z in MODEL.apply(variables, x, method="encode")] == [(2, 25), (2, 6)]
-    assert MODEL.apply(variables, jnp.zeros((2, 3), jnp.int32), 1, method="decode").shape == (2, 48, 1)
+    assert [z.shape for z in run(variables, x, method="encode")] == [(2, 25), (2, 6)]
+    assert run(variables, jnp.zeros((2, 3), jnp.int32), 1, method="decode").shape == (2, 48, 1)
 
 
 def test_a_level_needs_its_own_variables_only(variables) -> None:
     x = noise(1, 64, 1)
     p = variables["params"]
     part = {"params": {"encoder_1": p["encoder_1"]}, "codebook": variables["codebook"]}
-    codes = MODEL.apply(part, x, 1, method="encode_level")
-    np.testing.assert_array_equal(codes, MODEL.apply(variables, x, [1], method="encode")[0])
-    MODEL.apply({"params": {"decoder_1": p["decoder_1"]}, "codebook": variables["codebook"]}, codes, 1, method="decode")
+    codes = run(part, x, 1, method="encode_level")
+    np.testing.assert_array_equal(codes, run(variables, x, [1], method="encode")[0])
+    run({"params": {"decoder_1": p["decoder_1"]}, "codebook": variables["codebook"]}, codes, 1, method="decode")
 
 
 def test_long_signals(variables) -> None:
     x, chunk = noise(2, 331, 1), 64
-    expected = MODEL.apply(variables, x, method="encode")
+    expected = run(variables, x, method="encode")
     found = encode_long(MODEL, variables, np.asarray(x), chunk=chunk)
     for level, (mine, theirs) in enumerate(zip(found, expected, strict=True)):
         np.testing.assert_array_equal(mine, theirs)
         pieces = list(decode_long(MODEL, variables, mine, level, chunk=chunk))
-        whole = MODEL.apply(variables, theirs, level, method="decode")
+        whole = run(variables, theirs, level, method="decode")
         assert len(pieces) > 1
         np.testing.assert_allclose(np.concatenate(pieces, axis=1), whole, rtol=1e-4, atol=1e-5)
     assert encode_long(MODEL, variables, np.asarray(x[:, :17]), [1], chunk=chunk)[0].shape == (2, 1)
@@ -92,7 +97,8 @@ def test_long_signals(variables) -> None:
 def test_training_updates_and_evaluation_does_not(variables) -> None:
     x = noise(2, 1280, 1)  # the spectral metrics need 1,025 samples
     loss = jax.jit(lambda v, rng: vqvae_loss(MODEL, v, x, Bandwidth(), rng=rng))
-    fresh, evaluated = loss(variables, jax.random.key(0)), vqvae_loss(MODEL, variables, x, Bandwidth())
+    fresh = loss(variables, jax.random.key(0))
+    evaluated = jax.jit(lambda v: vqvae_loss(MODEL, v, x, Bandwidth()))(variables)
     for state, hop in zip(fresh.codebook.values(), PRESET.hop_lengths, strict=True):  # started from the data, one step
         assert np.isfinite(state["codebook"]).all()
         np.testing.assert_allclose(jnp.sum(state["count"]), 0.99 * 16 + 0.01 * x.size / hop, rtol=1e-5)
@@ -125,9 +131,9 @@ def test_without_a_bottleneck_it_is_an_autoencoder() -> None:
     shapes = jax.eval_shape(model.init, jax.random.key(0), x)
     assert set(shapes) == {"params"}
     variables = {"params": init_convolutions(jax.random.key(0), shapes["params"])}
-    output = vqvae_loss(model, variables, x, Bandwidth(), rng=jax.random.key(0))
+    output = jax.jit(lambda v: vqvae_loss(model, v, x, Bandwidth(), rng=jax.random.key(0)))(variables)
     assert output.codebook == {} and float(output.metrics["commit_loss"]) == 0
-    np.testing.assert_allclose(output.audio, model.apply(variables, x)[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(output.audio, jax.jit(model.apply)(variables, x)[0], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -145,8 +151,8 @@ def test_presets_that_are_no_model(changes, message: str) -> None:
 
 def test_bad_lengths_and_levels_are_named(variables) -> None:
     with pytest.raises(UserError, match="100 samples are no multiple of 16.*: 96 and 112"):
-        vqvae_loss(MODEL, variables, noise(1, 100, 1), Bandwidth())
+        jax.eval_shape(lambda: vqvae_loss(MODEL, variables, noise(1, 100, 1), Bandwidth()))
     with pytest.raises(UserError, match="48 samples are fewer than linf_k=64"):
-        vqvae_loss(MODEL, variables, noise(1, 48, 1), Bandwidth())
+        jax.eval_shape(lambda: vqvae_loss(MODEL, variables, noise(1, 48, 1), Bandwidth()))
     with pytest.raises(UserError, match="unknown level 2"):
         MODEL.apply(variables, noise(1, 64, 1), 2, method="encode_level")

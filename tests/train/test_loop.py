@@ -117,9 +117,10 @@ def test_an_upsampler_trains_alike_on_audio_and_on_stored_codes(vqvae, experimen
     levels = (0, 1)
     variables, config = bundle.load_component(vqvae[0], "vqvae"), bundle.load_description(vqvae[0]).vqvae
 
+    encoded = jax.jit(lambda v, a: encode_batch(config, v, a, levels))
+
     def encode(audio: np.ndarray) -> dict[str, np.ndarray]:
-        found = jax.jit(lambda v, a: encode_batch(config, v, a, levels))(variables, audio)
-        return dict(zip(("codes", "upper_codes"), map(np.asarray, found), strict=True))
+        return dict(zip(("codes", "upper_codes"), map(np.asarray, encoded(variables, audio)), strict=True))
 
     codes.write_codes(
         stored, dataset, encode, window_samples=model.window_samples, batch_size=8, passes=2, shift=True, blend=True,
