@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from functools import partial
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jukebox_jax.models.resnet import Conv, DecoderConvBlock, EncoderConvBlock
-from jukebox_jax.ops import conv_stack, quantize
+from jukebox_jax.ops import conv_products, conv_stack, quantize
 from jukebox_jax.ops.conv_stack import Layer, Stack
+from jukebox_jax.parallel.mesh import platform
 from jukebox_jax.presets import VQVAE as Config
 from jukebox_jax.types import UserError, choose
 
@@ -103,11 +105,11 @@ class VQVAE(nn.Module):
 
     def latents(self, audio: Float[Array, "b a 1"], level: int) -> Float[Array, "b t e"]:
         """Encoder output of one level, to differentiate: ``t = a // hop``."""
-        return conv_stack.whole(self.encoder(level), audio.astype(self.dtype)).astype(jnp.float32)
+        return whole(self.encoder(level), audio.astype(self.dtype)).astype(jnp.float32)
 
     def decode_latents(self, latents: Float[Array, "b t e"], level: int) -> Float[Array, "b a 1"]:
         """Decoder output of one level, to differentiate: ``a = t * hop``."""
-        return conv_stack.whole(self.decoder(level), latents.astype(self.dtype)).astype(jnp.float32)
+        return whole(self.decoder(level), latents.astype(self.dtype)).astype(jnp.float32)
 
     def encode_level(self, audio: Float[Array, "b a 1"], level: int) -> Int[Array, "b t"]:
         """Codes of one level; only its encoder runs."""
@@ -128,6 +130,16 @@ class VQVAE(nn.Module):
         if not self.config.use_bottleneck:
             return [self.decode_latents(self.latents(audio, level), level) for level in range(self.config.levels)]
         return [self.decode(codes, level) for level, codes in enumerate(self.encode(audio))]
+
+
+def whole(stack: Stack, x: Float[Array, "b t d"]) -> Float[Array, "b u o"]:
+    """A stack on a whole signal, to differentiate: on one CPU in matrix products, one example after the other."""
+    return (conv_products if in_products(x.dtype) else conv_stack).whole(stack, x)
+
+
+def in_products(dtype: jnp.dtype) -> bool:
+    """Whether a program traced now, to be differentiated, is for one CPU and float32: see ``ops/conv_products.py``."""
+    return platform() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1 and dtype == jnp.float32
 
 
 def check(config: Config) -> None:

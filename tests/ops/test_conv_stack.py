@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jukebox_jax.ops import conv_stack, convolution
+from jukebox_jax.ops import conv_products, conv_stack, convolution
 from jukebox_jax.ops.conv_stack import Layer, Stack
 
 RNG = np.random.default_rng(0)
@@ -120,3 +120,19 @@ def test_chunks_suit_strides_and_dilations() -> None:
     rows = conv_stack.chunk_rows(stack, 10_000)
     assert rows <= 10_000 and rows // 2 % (2 * 3**7) == 0
     assert conv_stack.chunk_rows(stack, 1) == 4
+
+
+@pytest.mark.parametrize(("make", "dilations", "length"), [(encoder, [1, 3, 300], 201), (decoder, [1, 2], 31)])
+def test_products_have_the_gradients_of_the_definition(make, dilations: list[int], length: int) -> None:
+    stack = make(2, 2, dilations)
+    x = array(2, length, stack[0][1][0].shape[1])
+
+    def gradients(form):
+        return jax.jit(jax.grad(lambda arrays: jnp.sum(jnp.sin(form(zip(layers, arrays[0], strict=True), arrays[1])))))
+
+    layers, weights = zip(*stack, strict=True)
+    expected = gradients(lambda s, x: conv_stack.whole(list(s), x))((weights, x))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5 * float(jnp.max(jnp.abs(b)))),
+        gradients(lambda s, x: conv_products.whole(list(s), x))((weights, x)), expected,
+    )  # fmt: skip
