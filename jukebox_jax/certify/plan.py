@@ -30,7 +30,8 @@ from jukebox_jax.train.experiment import Experiment
 
 STREAMS = 6.8  # activations of one layer in work at a time, in streams
 FURTHER = 2.3  # of each further layer that is recomputed with it
-SCORES = 3.8  # arrays of cross attention's scores, which no kernel spares
+# Arrays of cross attention's scores, which no kernel spares: the compiler keeps more of them where HBM has room.
+SCORES = {"v5e": 3.8, "v6e": 6.8, "v5p": 10.7, "tpu7x": 7.3}
 
 
 class Prediction(NamedTuple):
@@ -63,7 +64,7 @@ def predict(wanted: Wanted, where: Topology) -> Prediction:
     program, work = build(wanted, mesh)
     arguments = sum(map(physical, jax.tree.leaves(_read(wanted, program))))
     if wanted.program == "train" and isinstance(wanted.model, presets.Prior):
-        temporaries, flops, hbm = _training(wanted, wanted.model, program, work)
+        temporaries, flops, hbm = _training(wanted, wanted.model, program, work, SCORES[where.chip.kind])
     elif wanted.program == "decode" and isinstance(wanted.model, presets.Prior):
         temporaries, flops, hbm = _draws(wanted.model, mesh, work), work.model_flops or 0.0, work.floor_bytes or 0.0
     else:
@@ -107,7 +108,9 @@ def physical(leaf: Any) -> int:
     )
 
 
-def _training(wanted: Wanted, model: presets.Prior, program: Program, work: Work) -> tuple[int | None, float, float]:
+def _training(
+    wanted: Wanted, model: presets.Prior, program: Program, work: Work, scores: float
+) -> tuple[int | None, float, float]:
     """Temporaries, FLOPs of all devices, a floor of HBM bytes: state read and written, activations kept and read."""
     experiment = wanted.experiment
     assert experiment is not None
@@ -117,7 +120,9 @@ def _training(wanted: Wanted, model: presets.Prior, program: Program, work: Work
     state, t = program.args[0], model.transformer
     kept = rows * kept_inputs(t, experiment.remat_layers) * stream(t)
     hbm = 2.0 * sum(map(physical, jax.tree.leaves(state))) + 2 * experiment.accumulate * kept
-    return (_temporaries(experiment, model, state.params, rows, kept) if experiment.remat else None), flops, hbm
+    if not experiment.remat:
+        return None, flops, hbm
+    return _temporaries(experiment, model, state.params, rows, kept, scores), flops, hbm
 
 
 def stream(t: presets.Transformer) -> int:
@@ -125,22 +130,22 @@ def stream(t: presets.Transformer) -> int:
     return 2 * t.length * round_up(t.width, LANES)
 
 
-def _temporaries(experiment: Experiment, model: presets.Prior, params: Any, rows: int, kept: int) -> int:
+def _temporaries(experiment: Experiment, model: presets.Prior, params: Any, rows: int, kept: int, scores: float) -> int:
     """Of a step that recomputes every layer but for ``kept`` bytes of inputs: see the constants."""
     t = model.transformer
     gradients = sum(map(physical, jax.tree.leaves(params)))
     tables = sum(4 * leaf.size for path, leaf in jax.tree_util.tree_leaves_with_path(params) if _whole(path, leaf))
     logits = 4 * rows * t.length // experiment.loss_chunks * round_up(model.vocab_size, LANES)
-    spent = STREAMS * rows * stream(t) + _span(model, experiment.remat_layers, rows)
+    spent = STREAMS * rows * stream(t) + _span(model, experiment.remat_layers, rows, scores)
     return round(kept + gradients + 2 * tables + spent + logits)
 
 
-def _span(model: presets.Prior, remat_layers: tuple[int, ...], rows: int) -> float:
+def _span(model: presets.Prior, remat_layers: tuple[int, ...], rows: int, scores: float) -> float:
     """What the largest span of layers that are recomputed together needs beyond a plain layer."""
     t = model.transformer
-    scores = 4 * rows * t.num_heads * t.length * model.num_lyrics
+    scores *= 4 * rows * t.num_heads * t.length * model.num_lyrics
     return max(
-        FURTHER * (len(span) - 1) * rows * stream(t) + SCORES * scores * (Kind.LYRICS in kinds[span.start : span.stop])
+        FURTHER * (len(span) - 1) * rows * stream(t) + scores * (Kind.LYRICS in kinds[span.start : span.stop])
         for kinds, _ in segments(t.pattern, t.depth)
         for span in spans(len(kinds), remat_layers)
     )

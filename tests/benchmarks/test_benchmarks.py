@@ -127,6 +127,7 @@ def test_scaling_says_which_power_and_how_straight(script, tmp_path):
 
 def test_a_decoder_of_one_kind_is_timed(script, monkeypatch):
     scaling = script("scaling")
+    monkeypatch.setitem(scaling.pattern.PATTERNS, "column", ())  # the script's pattern does not outlive the test
     monkeypatch.setattr(scaling, "WIDTH", 16)
     monkeypatch.setattr(scaling, "DEPTH", 1)
     monkeypatch.setattr(scaling, "CHUNK", 2)
