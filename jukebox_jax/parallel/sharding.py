@@ -126,7 +126,22 @@ def spread(tree: Any) -> Any:
     if mesh.empty:
         return tree
     place = lambda x: NamedSharding(mesh, spec(("batch", *(None,) * (x.ndim - 1)), x.shape, mesh))  # noqa: E731
-    return jax.tree.map(lambda x: jax.device_put(x, place(x)), tree)
+    return put(tree, jax.tree.map(place, tree))
+
+
+def put(tree: Any, where: Any) -> Any:
+    """``jax.device_put``, also of what every process has alike onto devices of several processes."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, where)
+    return jax.jit(lambda tree: tree, out_shardings=where)(tree)
+
+
+def fetch(tree: Any) -> Any:
+    """``jax.device_get``, also of arrays that are spread over several processes."""
+    mesh = jax.sharding.get_mesh()
+    if jax.process_count() > 1 and not mesh.empty:
+        tree = put(tree, jax.tree.map(lambda _: replicated(mesh), tree))
+    return jax.device_get(tree)
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> list[int]:

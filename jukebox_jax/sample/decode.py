@@ -18,7 +18,7 @@ from jaxtyping import Array, Int
 from jukebox_jax.models import decode_form
 from jukebox_jax.models.prior import Conditioning, Prior
 from jukebox_jax.ops.logits import Settings, draw, noise
-from jukebox_jax.parallel.sharding import constrain, spread
+from jukebox_jax.parallel.sharding import constrain, fetch, put, spread
 from jukebox_jax.types import UserError
 
 CHUNK = 64  # tokens per compiled scan; a shorter rest runs past the end of the window and is cut off
@@ -48,7 +48,7 @@ def condition(model: Prior, params, y, upper_codes) -> Any:
 def weights(model: Prior, params) -> Any:
     """Decoding's form of a prior's parameters, where it belongs on the mesh in use. Make it once for many windows."""
     prepared, mesh = _prepare(model, params), jax.sharding.get_mesh()
-    return prepared if mesh.empty else jax.device_put(prepared, decode_form.places(model, prepared, mesh))
+    return prepared if mesh.empty else put(prepared, decode_form.places(model, prepared, mesh))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -155,7 +155,8 @@ def sample_window(
         if progress is not None:
             jax.block_until_ready(tokens)
             progress(min(done + chunk, num_steps))
+    drawn = fetch(drawn)
     raw = np.concatenate(drawn, axis=1)[:, :num_steps] if drawn else np.zeros((batch, 0), np.int32)
     music = np.maximum(raw - config.lyric_vocabulary, 0)
-    seen = np.concatenate(logits, axis=1)[:, :num_steps] if keep_logits and logits else None
+    seen = np.concatenate(fetch(logits), axis=1)[:, :num_steps] if keep_logits and logits else None
     return Drawn(np.concatenate([codes, music], axis=1), raw, seen)
