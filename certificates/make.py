@@ -42,17 +42,19 @@ class Entry(NamedTuple):
     batch_size: int | None = None
     mesh: dict[str, int] | None = None
     overrides: tuple[str, ...] = ()
+    int8: bool = False
 
     @property
     def name(self) -> str:
-        return f"{self.config}_{self.program}_{self.place}"
+        return f"{self.config}_{self.program}{'_int8' * self.int8}_{self.place}"
 
     @property
     def request(self) -> Request:
         topology, slices = PLACES[self.place]
         return Request(
-            f"configs/{self.config}.py", self.program, topology, slices, self.batch_size, self.mesh, self.overrides
-        )
+            f"configs/{self.config}.py", self.program, topology, slices, self.batch_size, self.mesh, self.overrides,
+            int8=self.int8,
+        )  # fmt: skip
 
 
 BIG = ("prior_5b", "prior_5b_lyrics")
@@ -77,6 +79,8 @@ DECODED = [
     *(Entry("prior_1b_lyrics", "decode", place, 32) for place in ("v5e-8", "v6e-8")),
     Entry("upsampler_level_0", "decode", "v5e-1"),
     *(Entry("upsampler_level_0", "decode", place) for place in ("v5e-8", "v6e-8")),
+    *(Entry(c, "decode", "v5e-8", int8=True) for c in BIG),
+    *(Entry(c, "decode", "v5e-1", int8=True) for c in ("prior_1b_lyrics", "upsampler_level_0")),
     *(Entry(c, "prefill", "v5e-8") for c in (*BIG, "prior_1b_lyrics", "upsampler_level_0")),
     *(Entry("vqvae", program, "v5e-8") for program in ("encode", "decode")),
 ]
@@ -91,7 +95,9 @@ def make(entry: Entry) -> list[str]:
     (HERE / f"{entry.name}.json").write_text(json.dumps(answer, indent=1) + "\n", encoding="utf-8")
     kind = certificate.topology.partition(":")[0]
     print("\n".join(report.lines(certificate, prices.price(kind))), flush=True)
-    return broken(certificate)
+    plain = HERE / f"{entry._replace(int8=False).name}.json"
+    beside = entry.int8 and plain.exists()
+    return broken(certificate, Certificate.from_json(json.loads(plain.read_text("utf-8"))) if beside else None)
 
 
 def planned(request: Request) -> dict[str, Any]:
@@ -118,17 +124,16 @@ def table() -> str:
         "at least", "bound by", "audio s per chip-hour, at most",
     ]  # fmt: skip
     rows = [head]
-    for name in ENTRIES:
+    for name, entry in ENTRIES.items():
         path = HERE / f"{name}.json"
         if not path.exists():
             continue
         c = Certificate.from_json(json.loads(path.read_text(encoding="utf-8")))
         r = report.certificate_rates(c, None)
-        place = name.rpartition("_")[2]
-        model = name.removesuffix(f"_{c.program}_{place}")
+        program = f"{c.program} int8" if entry.int8 else c.program
         mesh = " ".join(f"{axis} {size}" for axis, size in c.mesh.items() if size > 1) or "-"
         rows.append([
-            f"[{model}]({name}.json)", c.program, f"{place} ({c.chips})", mesh, str(c.batch_size),
+            f"[{entry.config}]({name}.json)", program, f"{entry.place} ({c.chips})", mesh, str(c.batch_size),
             f"{report.gib(c.memory.peak)} / {report.gib(c.memory.limit)}" + ("" if c.fits else " **does not fit**"),
             f"{c.flops_ratio:.3f}" if c.flops_ratio else "", f"{c.floor_ratio:.3f}" if c.floor_ratio else "",
             f"{report.duration(r.seconds)} per {c.work.unit}" if r else "not counted",

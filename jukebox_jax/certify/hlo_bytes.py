@@ -145,7 +145,7 @@ def _readers(module: Module, computation: Computation, name: str) -> Iterator[tu
     if computation[name].is_root:
         yield _Through()
     for user, position in computation.users[name]:
-        if user.opcode == "bitcast":
+        if user.opcode == "bitcast" or _retiles(module, user):
             yield from _readers(module, computation, user.name)
         elif user.opcode == "fusion":
             inner = module.called(user)
@@ -158,6 +158,22 @@ def _readers(module: Module, computation: Computation, name: str) -> Iterator[tu
             yield _Through()
         else:
             yield user, position
+
+
+def _retiles(module: Module, user: Instruction) -> bool:
+    """Whether a nested fusion only shows its operand in other tiles, and keeps it where it is.
+
+    So 8-bit stacks come to a product: ``s8[24,1920,1920]:T(32,128)`` copied to ``T(8,128)``, the result aliasing the
+    operand. Such a copy has no buffer (the program's temporaries are a hundredth of it): what is read is the slice.
+    """
+    if user.opcode != "fusion" or user.attribute("output_to_operand_aliasing") != "{{}: (0, {})}":
+        return False
+    inner = module.called(user)
+    root, parameters = inner.root, inner.parameters
+    if root.opcode != "copy" or len(parameters) != 1 or root.operands != [parameters[0].name]:
+        return False
+    (before,), (after,) = parameters[0].shapes, root.shapes
+    return before._replace(tile=after.tile) == after
 
 
 def _read(module: Module, fused: Computation, parameter: Instruction, outer: list[Shape], measure: Measure) -> int:

@@ -7,7 +7,8 @@ written hold anything: ``visible`` hides them until they are overwritten.
     BLOCK     r c b 2S      slot t % c
     PREVIOUS  r 2 c b 2S    slot (t // c) % 2, t % c; read the other half
     COLUMN    r c n b 2S    slot t % c, t // c; read one column
-    DENSE     r 2 b h t k   slot t: too large to be pulled apart after it is read (spec/tpu_facts.md section 2)
+    DENSE     r 2 b h t/8 8 k   slot t, too large to be pulled apart or copied after it is read (spec/tpu_facts.md
+                            section 2): so in eights, a TPU's tiles for numbers of any size
     PRIME     r P+1 b 2S    slot min(t, P): the last slot is a bin for positions that nobody attends to
     LYRICS    r l b 2S      computed once
 
@@ -50,7 +51,7 @@ def shape(kind: Kind, sizes: Sizes, batch: int, width: int) -> tuple[int, ...]:
         raise UserError(f"{kind.value} attention has no cached decoding (the original could not sample it either)")
     c = sizes.block_length
     if kind is Kind.DENSE:
-        return (2, batch, sizes.num_heads, sizes.length, width // sizes.num_heads)
+        return (2, batch, sizes.num_heads, -(-sizes.length // 8), 8, width // sizes.num_heads)
     positions = {
         Kind.BLOCK: (c,),
         Kind.PREVIOUS: (2, c),
@@ -72,17 +73,24 @@ def axes(kind: Kind, cache: Cache) -> Any:
     if isinstance(cache, tuple):
         return tuple((*(None,) * (x.ndim - 4), "batch", "heads", None, None) for x in cache)
     if kind is Kind.DENSE:
-        return (None, None, "batch", "heads", None, None)
+        return (None, None, "batch", "heads", None, None, None)
     return (*(None,) * (len(cache.shape) - 2), "batch", "qkv")
 
 
 def apart(kind: Kind, cache: Num[Array, "1 ..."], sizes: Sizes) -> tuple[Array, Array]:
     """Keys and values of one layer as two arrays ``b h s k``."""
     kv = cache[0]
-    if kind is not Kind.DENSE:
+    if kind is Kind.DENSE:
+        kv = by_eights(kv)
+    else:
         kv = kv.reshape(*kv.shape[:-1], sizes.num_heads, 2, -1)  # ... s b h 2 k
         kv = jnp.moveaxis(jnp.moveaxis(kv, -2, 0), -4, -2)
     return kv[0], kv[1]
+
+
+def by_eights(x: Num[Array, "... eights 8 k"]) -> Num[Array, "... t k"]:
+    """DENSE's positions on one axis."""
+    return x.reshape(*x.shape[:-3], -1, x.shape[-1])
 
 
 def pack(k: Float[Array, "*b S"], v: Float[Array, "*b S"], num_heads: int) -> Float[Array, "*b SS"]:
@@ -102,7 +110,8 @@ def fill(kind: Kind, kv: Float[Array, "b t SS"], sizes: Sizes, known: Array) -> 
         return by_position
     if kind is Kind.DENSE:
         pairs = kv.reshape(*kv.shape[:2], sizes.num_heads, 2, -1).transpose(3, 0, 2, 1, 4)  # 2 b h t k
-        return jnp.pad(pairs, ((0, 0),) * 3 + ((0, sizes.length - kv.shape[1]), (0, 0)))
+        whole = shape(kind, sizes, kv.shape[0], kv.shape[2] // 2)
+        return jnp.pad(pairs, ((0, 0),) * 3 + ((0, whole[3] * 8 - kv.shape[1]), (0, 0))).reshape(whole)
     if kind is Kind.PRIME:
         slots = min(sizes.prefix, sizes.length) + 1
         return jnp.pad(by_position, ((0, max(0, slots - kv.shape[1])), (0, 0), (0, 0)))[:slots]
@@ -142,7 +151,7 @@ def write(kind: Kind, cache: Cache, kv: Num[Array, "b h 2 k"], sizes: Sizes, ind
         place = lambda x, i: jax.lax.dynamic_update_slice(x, new[..., i : i + 1, :].astype(x.dtype), where)  # noqa: E731
         return place(cache[0], 0), place(cache[1], 1)
     if kind is Kind.DENSE:
-        new, where = jnp.moveaxis(kv, 2, 0)[:, :, :, None], (index, 0, 0, 0, t, 0)
+        new, where = jnp.moveaxis(kv, 2, 0)[:, :, :, None, None], (index, 0, 0, 0, t // 8, t % 8, 0)
         return jax.lax.dynamic_update_slice(cache, new[None].astype(cache.dtype), where)
     where = (index, *slot(kind, sizes, t), 0, 0)
     new = kv.reshape((1,) * (cache.ndim - 2) + (kv.shape[0], -1))
@@ -165,7 +174,7 @@ def read(
     rest = cache.shape[len(lead) :]
     kv = jax.lax.dynamic_slice(cache, (*lead, *(0 for _ in rest)), (1,) * len(lead) + rest).reshape(rest)
     if kind is Kind.DENSE:
-        return kv[0], kv[1]
+        return by_eights(kv[0]), by_eights(kv[1])
     if kind is Kind.COLUMN:
         kv = kv.reshape(*kv.shape[:2], sizes.num_heads, 2, -1).transpose(3, 1, 2, 0, 4)  # from s b h 2 k
         return kv[0], kv[1]

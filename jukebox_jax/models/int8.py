@@ -11,10 +11,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float, Int8
 
 from jukebox_jax.models import cache as kv_cache
 from jukebox_jax.models.pattern import Kind
+
+LANES = 128
 
 
 def quantise(x: Float[Array, "..."], axis: int) -> tuple[Int8[Array, "..."], Float[Array, "..."]]:
@@ -42,14 +45,20 @@ def pack(kind: Kind, cache: Float[Array, "r ..."], num_heads: int) -> dict[str, 
     cache = jax.lax.optimization_barrier(cache)  # or the compiler would fold an empty one, number by number
     if kind is Kind.DENSE:
         integers, scale = quantise(cache, -1)
-        return {"kv": integers, "scale": jnp.swapaxes(scale[..., 0], 2, 3)}
+        return {"kv": integers, "scale": _lanes(jnp.swapaxes(kv_cache.by_eights(scale)[..., 0], 2, 3))}
     heads = cache.reshape(*cache.shape[:-1], num_heads, 2, -1)
     integers, scale = quantise(heads, -1)  # r ... s b h 2 k
     lead = range(scale.ndim - 5)
     return {
         "kv": integers.reshape(cache.shape),
-        "scale": scale[..., 0].transpose(*lead, *range(scale.ndim - 2, scale.ndim - 6, -1)),
+        "scale": _lanes(scale[..., 0].transpose(*lead, *range(scale.ndim - 2, scale.ndim - 6, -1))),
     }
+
+
+def _lanes(scale: Float[Array, "... s"]) -> Float[Array, "... lanes"]:
+    """Positions filled up to whole lanes, as a TPU holds them anyway: else its default order of axes, of least padding,
+    is not the one that steps want, and every chunk begins and ends with copies."""
+    return jnp.pad(scale, ((0, 0),) * (scale.ndim - 1) + ((0, -scale.shape[-1] % LANES),))
 
 
 def write(kind: Kind, cache: Any, kv: Float[Array, "b h 2 k"], sizes: kv_cache.Sizes, index: Any, t: Array) -> Any:
@@ -61,6 +70,7 @@ def write(kind: Kind, cache: Any, kv: Float[Array, "b h 2 k"], sizes: kv_cache.S
     new = jnp.expand_dims(scale.transpose(2, 1, 0, 3), tuple(range(1 + len(lead))))
     where = (index, *lead, 0, 0, 0, at)
     written = jax.lax.dynamic_update_slice(cache["scale"], new, where)
+    written = with_layout_constraint(written, Layout(tuple(range(written.ndim))))
     return {"kv": kv_cache.write(kind, cache["kv"], integers, sizes, index, t), "scale": written}
 
 
@@ -71,4 +81,5 @@ def read(kind: Kind, cache: Any, sizes: kv_cache.Sizes, index: Any, t: Array) ->
     lead = (index, *kv_cache.chosen(kind, sizes, t))
     scale, rest = cache["scale"], cache["scale"].shape[len(lead) :]
     scale = jax.lax.dynamic_slice(scale, (*lead, *(0 for _ in rest)), (1,) * len(lead) + rest).reshape(rest)
-    return *kv_cache.read(kind, cache["kv"], sizes, index, t), jnp.swapaxes(scale, 1, 2)
+    k, v = kv_cache.read(kind, cache["kv"], sizes, index, t)
+    return k, v, jnp.swapaxes(scale, 1, 2)[..., : k.shape[2]]

@@ -69,8 +69,8 @@ def test_refusals_say_how_much(message, needed):
     assert compile.refused(message, CHIPS["v5e"]).peak == needed
 
 
-def limits(c: Certificate) -> str:
-    return "; ".join(broken(c))
+def limits(c: Certificate, plain: Certificate | None = None) -> str:
+    return "; ".join(broken(c, plain))
 
 
 def test_every_limit_of_training_can_break():
@@ -104,6 +104,8 @@ def test_every_limit_of_decoding_can_break():
     assert "temporaries are 5.0% of the caches" in limits(replace(good, memory=memory._replace(temporaries=GIB // 10)))
     assert "in place" in limits(replace(good, memory=memory._replace(aliased=GIB)))
     assert broken(replace(good, batch_size=32, hbm_bytes=2e9)) == []
+    assert broken(good, replace(good, hbm_bytes=1.1e9 / 0.6)) == []
+    assert "0.611 x bfloat16's" in limits(good, replace(good, hbm_bytes=1.8e9))
 
 
 @pytest.fixture

@@ -245,6 +245,34 @@ def test_fusions_read_slices_and_write_updates():
     assert program.operations[0].logical == Bytes(4096 + 4, 4096)
 
 
+@pytest.mark.parametrize(("aliased", "order", "rows"), [(True, "2,1,0", 1), (False, "2,1,0", 9), (True, "2,0,1", 9)])
+def test_a_stack_shown_in_other_tiles_is_read_by_the_slice(aliased, order, rows):
+    """As 8-bit weights come to a product: in tiles of 8 rows where they lie in 32. A copy of its own is read whole."""
+    aliasing = "output_to_operand_aliasing={{}: (0, {})}, " * aliased
+    computations = f"""
+%inner (p: s8[9,32,128]) -> s8[9,32,128] {{
+  %p = s8[9,32,128]{{2,1,0:T(32,128)(4,1)}} parameter(0)
+  ROOT %copy = s8[9,32,128]{{{order}:T(8,128)(4,1)}} copy(%p)
+}}
+
+%fused (q: s8[9,32,128], i: s32[]) -> s8[1,32,128] {{
+  %q = s8[9,32,128]{{2,1,0:T(32,128)(4,1)}} parameter(0)
+  %i = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %tiles = s8[9,32,128]{{{order}:T(8,128)(4,1)}} fusion(%q), kind=kLoop, {aliasing}calls=%inner
+  ROOT %row = s8[1,32,128]{{2,1,0:T(8,128)(4,1)}} dynamic-slice(%tiles, %i, %zero, %zero)
+}}
+"""
+    program = entry(
+        """
+  %a = s8[9,32,128]{2,1,0:T(32,128)(4,1)} parameter(0)
+  %i = s32[]{:S(6)} parameter(1)
+  ROOT %r = s8[1,32,128]{2,1,0:T(8,128)(4,1)S(1)} fusion(%a, %i), kind=kLoop, calls=%fused""",
+        computations,
+    )
+    assert program.operations[0].hbm == Bytes(rows * 32 * 128, 0)
+
+
 def test_convolutions_count_the_taps_that_fall_on_inputs():
     """A batched product [7: 8 x 32 x 16] as the TPU compiler writes it: the batch is a spatial dimension, dilated."""
     program = entry("""

@@ -90,8 +90,17 @@ def test_the_plan_of_every_certificate(path):
 @pytest.mark.parametrize("path", CERTIFICATES, ids=lambda path: path.stem)
 def test_every_certificate_keeps_its_limits(path):
     """The acceptance lines of pods: FLOPs, peak and gathers of 5B on v5e-256, bytes per decoded token."""
-    found = Certificate.from_json(certificate(path))
-    assert found.fits and broken(found) == []
+    found, plain = Certificate.from_json(certificate(path)), None
+    if "_int8_" in path.stem:
+        plain = Certificate.from_json(certificate(path.with_name(path.name.replace("_int8_", "_"))))
+        assert (plain.batch_size, plain.mesh, plain.topology) == (found.batch_size, found.mesh, found.topology)
+        assert "--int8" in found.overrides
+    assert found.fits and broken(found, plain) == []
+
+
+def test_four_programs_in_8_bits_are_certified():
+    models = {c["config"] for c in map(certificate, CERTIFICATES) if "--int8" in c["overrides"]}
+    assert {Path(m).stem for m in models} == {"prior_5b", "prior_5b_lyrics", "prior_1b_lyrics", "upsampler_level_0"}
 
 
 @pytest.mark.parametrize("name", ["prior_1b_lyrics_decode_v5e-1", "prior_5b_decode_v5e-8"])

@@ -12,8 +12,9 @@ import pytest
 
 from jukebox_jax import presets
 from jukebox_jax.models import cache as kv_cache
-from jukebox_jax.models import int8
+from jukebox_jax.models import decode_form, int8
 from jukebox_jax.models.cache import DECODABLE, Sizes
+from jukebox_jax.models.pattern import Kind
 from jukebox_jax.models.prior import Prior
 from jukebox_jax.ops.logits import Settings
 from jukebox_jax.parallel.mesh import make_mesh
@@ -87,10 +88,47 @@ def test_a_window_is_as_likely() -> None:
     assert 0 < np.abs(drawn[1] - drawn[0]).max() < 0.05 * drawn[0].std()
 
 
+def test_prefilled_caches_are_those_of_steps() -> None:
+    """Seven positions at once, with the full weights, and one by one in 8 bits: the same to a few steps of 127."""
+    t = dataclasses.replace(PRESET.transformer, pattern="factored_dense", depth=4)
+    model = Prior(dataclasses.replace(PRESET, transformer=t), scan_layers=True, int8=True)
+    params = jax.jit(functools.partial(model.init, method="initialise"))(jax.random.key(0))["params"]
+    codes = jnp.asarray(np.random.default_rng(2).integers(0, 9, (2, 12)), jnp.int32)
+    kinds = [kind for group in decode_form.groups(model) for kind in group.kinds]
+    assert {Kind.DENSE, Kind.COLUMN, Kind.PREVIOUS, Kind.BLOCK} == set(kinds)
+
+    @jax.jit
+    def run(params, codes):
+        cond = decode.condition(model, params, None, None)
+        filled, _ = decode.prefill(model, params, codes, cond, jnp.int32(7))
+        weights, cache = decode_form.prepare(model, params), decode_form.init_cache(model, params, 2, cond)
+
+        def one(cache, t):
+            token = jax.lax.dynamic_index_in_dim(codes, jnp.maximum(t - 1, 0), axis=1, keepdims=False)
+            return decode_form.step(model, weights, token, cond, cache, t)[::-1]
+
+        cache, _ = jax.lax.scan(one, cache, jnp.arange(7))
+
+        def read(caches):
+            out = []
+            sizes = decode_form._layer(model, Kind.DENSE).sizes
+            for kind, cache in zip(kinds, (cache for group in caches for cache in group), strict=True):
+                k, v, scale = int8.read(kind, cache, sizes, 0, jnp.int32(6))
+                seen = kv_cache.visible(kind, sizes, jnp.int32(6), k.shape[2])[None, None, :, None]
+                out += [jnp.where(seen, x * s[..., None], 0) for x, s in zip((k, v), scale, strict=True)]
+            return out
+
+        return read(filled), read(cache)
+
+    for found, expected in zip(*jax.tree.map(np.asarray, run(params, codes)), strict=True):
+        np.testing.assert_allclose(found, expected, atol=8 / 127 * np.abs(expected).max())
+
+
 def test_a_program_holds_half_the_bytes() -> None:
     wide = dataclasses.replace(PRESET, transformer=dataclasses.replace(PRESET.transformer, width=512))
     bytes_of = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))  # noqa: E731
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 2}, jax.devices()[:2])
-    sizes = [programs.decode_program(wide, 2, mesh, int8=eight).args[:2] for eight in (False, True)]
-    for before, after in zip(*(map(bytes_of, args) for args in sizes), strict=True):
-        assert after < 0.55 * before
+    plain, eight = [programs.decode_program(wide, 2, mesh, int8=eight).args[:2] for eight in (False, True)]
+    assert bytes_of(eight[0]) < 0.55 * bytes_of(plain[0])
+    integers = [x for x in jax.tree.leaves(eight[1]) if x.dtype == jnp.int8]
+    assert 2 * bytes_of(integers) == bytes_of(plain[1])  # scales are padded to 128 positions: not of this short context

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 
@@ -32,13 +33,23 @@ pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
 MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)]
-SOON = MESHES if "ALL_MESHES" in os.environ else MESHES[2:]  # all of them: tests/chaos/all_meshes.py
+ALL = "ALL_MESHES" in os.environ  # tests/chaos/all_meshes.py
+SOON = MESHES if ALL else MESHES[2:]
+DENSE = dataclasses.replace(UPSAMPLER, transformer=presets.Transformer(16, 32, 2, 4, 4, "dense", init_scale=8.0))
+CASES = {"lyrics": (LYRICS, SOON, False), "upsampler": (UPSAMPLER, MESHES[2:], False)}
+if ALL:
+    CASES |= {
+        "dense": (DENSE, MESHES, False),
+        "lyrics_int8": (LYRICS, MESHES, True),
+        "dense_int8": (DENSE, MESHES, True),
+    }
 rng = np.random.default_rng(0)
 
 
-@pytest.mark.parametrize(("preset", "meshes"), [(LYRICS, SOON), (UPSAMPLER, MESHES[2:])], ids=["lyrics", "upsampler"])
-def test_eight_devices_draw_the_codes_of_one(preset: presets.Prior, meshes: list[tuple[int, ...]]):
-    model = Prior(preset, scan_layers=True)
+@pytest.mark.parametrize("case", CASES)
+def test_eight_devices_draw_the_codes_of_one(case: str):
+    preset, meshes, int8 = CASES[case]
+    model = Prior(preset, scan_layers=True, int8=int8)
     shapes = jax.eval_shape(functools.partial(model.init, method="initialise"), jax.random.key(0))["params"]
     params = jax.tree.map(lambda s: jnp.asarray(rng.normal(0, 0.15, s.shape), s.dtype), shapes)
     assert preset.labels is not None
@@ -61,7 +72,8 @@ def test_eight_devices_draw_the_codes_of_one(preset: presets.Prior, meshes: list
         with use(mesh):
             there = draw(jax.device_put(params, shardings_of(params, mesh, heads)))
         np.testing.assert_array_equal(there.codes, alone.codes)
-        np.testing.assert_allclose(there.logits, alone.logits, rtol=1e-4, atol=1e-4)
+        close = 3e-2 if int8 else 1e-4  # sums in another order may round to the next of 255 steps
+        np.testing.assert_allclose(there.logits, alone.logits, rtol=close, atol=close)
 
 
 @pytest.mark.parametrize("preset", [LYRICS, UPSAMPLER], ids=["lyrics", "upsampler"])
