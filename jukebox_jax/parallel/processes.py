@@ -26,6 +26,7 @@ from jukebox_jax.types import UserError
 
 WAIT = 30.0  # seconds for the others to start: slow ones have as long again before a minute is over
 HEARTBEAT = 45  # seconds without a sign of life: a host without power closes no connection
+GRACE = 3.0  # seconds in which a lost process is heard of, before a failed collective counts as one's own failure
 _LAUNCHERS = {"Slurm": "SLURM_NTASKS", "OpenMPI": "OMPI_COMM_WORLD_SIZE"}  # process counts that they set
 _TPU_HOSTS = "TPU_WORKER_HOSTNAMES"  # separated by commas
 _TPU_DEVICES = ("/dev/accel0", "/dev/vfio/0")
@@ -87,6 +88,8 @@ class Job:
             )  # fmt: skip
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
+        if isinstance(error, jax.errors.JaxRuntimeError) and self._links:
+            time.sleep(GRACE)  # if it failed because another process has gone, that one's listener ends this one
         self._leaving = True
         if error is None:
             self._tell({"bye": True})
