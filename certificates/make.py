@@ -95,9 +95,13 @@ def make(entry: Entry) -> list[str]:
     (HERE / f"{entry.name}.json").write_text(json.dumps(answer, indent=1) + "\n", encoding="utf-8")
     kind = certificate.topology.partition(":")[0]
     print("\n".join(report.lines(certificate, prices.price(kind))), flush=True)
-    plain = HERE / f"{entry._replace(int8=False).name}.json"
-    beside = entry.int8 and plain.exists()
-    return broken(certificate, Certificate.from_json(json.loads(plain.read_text("utf-8"))) if beside else None)
+    return broken(certificate, made(entry._replace(int8=False)) if entry.int8 else None)
+
+
+def made(entry: Entry) -> Certificate | None:
+    """The certificate that is there, if it is."""
+    path = HERE / f"{entry.name}.json"
+    return Certificate.from_json(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
 
 def planned(request: Request) -> dict[str, Any]:
@@ -125,10 +129,9 @@ def table() -> str:
     ]  # fmt: skip
     rows = [head]
     for name, entry in ENTRIES.items():
-        path = HERE / f"{name}.json"
-        if not path.exists():
+        c = made(entry)
+        if c is None:
             continue
-        c = Certificate.from_json(json.loads(path.read_text(encoding="utf-8")))
         r = report.certificate_rates(c, None)
         program = f"{c.program} int8" if entry.int8 else c.program
         mesh = " ".join(f"{axis} {size}" for axis, size in c.mesh.items() if size > 1) or "-"

@@ -35,10 +35,10 @@ def broken(c: Certificate, plain: Certificate | None = None) -> list[str]:
         found += _train(c, FLOPS[model])
     if c.program == "decode" and (model, c.topology) in DECODE and c.batch_size == 16:
         found += _decode(c, DECODE[model, c.topology])
-    if plain is not None and (c.hbm_bytes or 0) > INT8 * (plain.hbm_bytes or 0):
-        found.append(
-            f"HBM bytes are {(c.hbm_bytes or 0) / (plain.hbm_bytes or 1):.3f} x bfloat16's, not at most {INT8}"
-        )
+    if plain is not None:
+        ratio = (c.hbm_bytes or 0) / (plain.hbm_bytes or 1)
+        if ratio > INT8:
+            found.append(f"HBM bytes are {ratio:.3f} x bfloat16's, not at most {INT8}")
     return found
 
 

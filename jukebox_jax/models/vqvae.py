@@ -134,12 +134,8 @@ class VQVAE(nn.Module):
 
 def whole(stack: Stack, x: Float[Array, "b t d"]) -> Float[Array, "b u o"]:
     """A stack on a whole signal, to differentiate: on one CPU in matrix products, one example after the other."""
-    return (conv_products if in_products(x.dtype) else conv_stack).whole(stack, x)
-
-
-def in_products(dtype: jnp.dtype) -> bool:
-    """Whether a program traced now, to be differentiated, is for one CPU and float32: see ``ops/conv_products.py``."""
-    return platform() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1 and dtype == jnp.float32
+    alone = platform() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1
+    return (conv_products if alone and x.dtype == jnp.float32 else conv_stack).whole(stack, x)
 
 
 def check(config: Config) -> None:

@@ -18,8 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from jukebox_jax.ops import convolution
-from jukebox_jax.ops.conv_stack import Layer, Stack
+from jukebox_jax.ops.conv_stack import Layer, Stack, apply_products
 from jukebox_jax.ops.convolution import precision, product
 
 
@@ -34,15 +33,12 @@ def whole(stack: Stack, x: Float[Array, "b t d"]) -> Float[Array, "b u o"]:
             layers, weights = zip(*stack[index:run], strict=True)
             signal, index = residuals(layers, signal, weights), run
         else:
-            signal, index = jax.checkpoint(partial(_resample, layer))(signal, *arrays), index + 1
+            signal, index = jax.checkpoint(partial(_resample, layer))(arrays, signal), index + 1
     return signal
 
 
-def _resample(layer: Layer, x: Float[Array, "b t d"], kernel: Array, bias: Array) -> Float[Array, "b u o"]:
-    x = jnp.pad(x, ((0, 0), (layer.left, layer.right), (0, 0)))
-    if layer.kind == "up":
-        return convolution.windowed_conv_transpose(x, kernel) + bias.reshape(1, 1, -1)
-    return convolution.windowed_conv(x, kernel, layer.stride) + bias.reshape(1, 1, -1)
+def _resample(layer: Layer, arrays: Sequence[Any], x: Float[Array, "b t d"]) -> Float[Array, "b u o"]:
+    return apply_products(layer, arrays, jnp.pad(x, ((0, 0), (layer.left, layer.right), (0, 0))))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -88,7 +88,7 @@ def _apply(layer: Layer, arrays: Sequence[Any], x: Float[Array, "b t d"], paddin
     return (x if padding else x[:, layer.dilation : -layer.dilation]) + layer.scale * h
 
 
-def _apply_products(layer: Layer, arrays: Sequence[Any], x: Float[Array, "b t d"]) -> Float[Array, "b u o"]:
+def apply_products(layer: Layer, arrays: Sequence[Any], x: Float[Array, "b t d"]) -> Float[Array, "b u o"]:
     """``_apply`` with the context in ``x``, in matrix products."""
     if layer.kind == "conv":
         return convolution.windowed_conv(x, arrays[0], layer.stride) + arrays[1].reshape(1, 1, -1)
@@ -144,7 +144,7 @@ def _advance(stack: Stack, carry: Sequence[Any], x: Any, index: Any, length: Any
         window = jnp.concatenate([before, x], axis=1)
         kept.append(window[:, station.rows_in :])
         window = window[:, : window.shape[1] - station.waiting]
-        x = _apply_products(layer, arrays, window) if products else _apply(layer, arrays, window, 0)
+        x = apply_products(layer, arrays, window) if products else _apply(layer, arrays, window, 0)
         length = length * layer.up // layer.down
         x = _inside(x, index * station.rows_out - station.lag, length)
     return kept, x

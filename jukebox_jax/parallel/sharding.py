@@ -140,7 +140,7 @@ def fetch(tree: Any) -> Any:
     """``jax.device_get``, also of arrays that are spread over several processes."""
     mesh = jax.sharding.get_mesh()
     if jax.process_count() > 1 and not mesh.empty:
-        tree = put(tree, jax.tree.map(lambda _: replicated(mesh), tree))
+        tree = put(tree, replicated(mesh))
     return jax.device_get(tree)
 
 

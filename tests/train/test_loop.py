@@ -116,7 +116,6 @@ def test_an_upsampler_trains_alike_on_audio_and_on_stored_codes(vqvae, experimen
     assert isinstance(model, presets.Prior) and model.labels is not None
     levels = (0, 1)
     variables, config = bundle.load_component(vqvae[0], "vqvae"), bundle.load_description(vqvae[0]).vqvae
-
     encoded = jax.jit(lambda v, a: encode_batch(config, v, a, levels))
 
     def encode(audio: np.ndarray) -> dict[str, np.ndarray]:

@@ -97,9 +97,8 @@ def initial(part: str):
 
 @functools.cache
 def alone(part: str):
-    with (
-        pytest.MonkeyPatch.context() as patch
-    ):  # one CPU's own form rounds otherwise: a vector near a tie changes codes
+    # One CPU's own form rounds otherwise (a vector near a tie changes codes), so this is XLA's convolutions.
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vqvae, "whole", conv_stack.whole)
         state, losses = run(part, None)
     return jax.device_get(state), losses
