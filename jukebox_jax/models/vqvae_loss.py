@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ from jaxtyping import Array, Float
 from jukebox_jax import presets
 from jukebox_jax.models.vqvae import VQVAE
 from jukebox_jax.ops import quantize, spectral
+from jukebox_jax.parallel.sharding import on_rows
 from jukebox_jax.types import UserError, choose
 
 
@@ -58,8 +60,31 @@ def vqvae_loss(
             f"the nearest that are: {below} and {below + c.hop_lengths[-1]}"
         )
     audio = audio.astype(jnp.float32)
-    metrics: dict[str, Float[Array, ""]] = {}
-    bottleneck: list[dict[str, Float[Array, ""]]] = []
+    found = reconstruct(model, variables, audio, rng=rng, draws=draws)
+    loss, metrics = losses(c, audio, found, bandwidth)
+    return Output(loss, lax.stop_gradient(metrics), found.codebook, found.audio[0])
+
+
+class Reconstruction(NamedTuple):
+    """What the losses are made of: every level's audio, the commitment term, the bottleneck's metrics and new state."""
+
+    audio: list[Float[Array, "b a 1"]]
+    commitment: Float[Array, ""]
+    metrics: dict[str, Float[Array, ""]]
+    codebook: dict[str, Any]
+
+
+def reconstruct(
+    model: VQVAE,
+    variables: Mapping[str, Any],
+    audio: Float[Array, "b a 1"],
+    *,
+    rng: jax.Array | None = None,
+    draws: Sequence[quantize.Draws] | None = None,
+) -> Reconstruction:
+    """A batch through all levels, with straight-through gradients; ``rng`` and ``draws`` as in ``vqvae_loss``."""
+    c = model.config
+    reports: list[dict[str, Float[Array, ""]]] = []
     codebooks: dict[str, Any] = {}
     outputs = []
     commitment = jnp.float32(0)
@@ -71,74 +96,94 @@ def vqvae_loss(
                 c, variables["codebook"][f"level_{level}"], x, level_rng, draws[level] if draws else None
             )
             codebooks[f"level_{level}"] = state
-            bottleneck.append(report)
+            reports.append(report)
             commitment += jnp.mean((quantized - x) ** 2)
             x = x + lax.stop_gradient(quantized - x)
         outputs.append(model.apply(variables, x, level, method="decode_latents"))
-    loss = c.commitment_weight * commitment
+    metrics = {name: jnp.mean(jnp.stack([report[name] for report in reports])) for name in next(iter(reports), ())}
+    return Reconstruction(outputs, commitment, metrics, codebooks)
+
+
+def losses(
+    c: presets.VQVAE, audio: Float[Array, "b a 1"], found: Reconstruction, bandwidth: Bandwidth
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """The loss of a reconstruction, and everything that is reported of it."""
+    choose("loss", c.loss, ("l1", "l2", "linf", "lmix"))
+    metrics: dict[str, Float[Array, ""]] = {}
     for name in ("recons_loss", "spectral_loss", "multispectral_loss"):
         metrics[name] = jnp.float32(0)
-    for level, output in enumerate(outputs):
+    levels = []
+    for level, output in enumerate(found.audio):
+        errors = {n: jnp.mean(e) for n, e in on_rows(partial(_errors, c), (audio, output)).items()}
+        errors["l1"] /= bandwidth.l1
+        for name in ("l2", "linf"):
+            errors[name] /= bandwidth.l2
+        levels.append(errors)
         terms = {
-            "recons_loss": reconstruction_loss(c, c.loss, audio, output, bandwidth),
-            "spectral_loss": _spectral_loss(c, audio, output, bandwidth),
-            "multispectral_loss": jnp.mean(spectral.multispectral_loss(audio, output, c.resolutions))
-            / bandwidth.spectral,
+            "recons_loss": reconstruction_loss(c, errors),
+            "spectral_loss": errors["spectral"] / bandwidth.spectral if c.nonrelative_spectral else errors["relative"],
+            "multispectral_loss": errors["multispectral"] / bandwidth.spectral,
         }
         for name, value in terms.items():
             metrics[f"{name}_l{level + 1}"] = value
             metrics[name] += value
-    loss += metrics["recons_loss"]
+    loss = c.commitment_weight * found.commitment + metrics["recons_loss"]
     # A term of weight 0 is reported, and must not turn the gradient into 0 * nan or cost a backward pass.
     loss += c.spectral_weight * metrics["spectral_loss"] if c.spectral_weight else 0
     loss += c.multispectral_weight * metrics["multispectral_loss"] if c.multispectral_weight else 0
-    metrics["spectral_convergence"] = jnp.mean(spectral.spectral_convergence(audio, outputs[0]))
+    metrics["spectral_convergence"] = levels[0]["relative"]
     for name in ("l2", "l1", "linf"):
-        metrics[f"{name}_loss"] = reconstruction_loss(c, name, audio, outputs[0], bandwidth)
-    metrics["commit_loss"] = commitment
-    for name in bottleneck[0] if bottleneck else ():
-        metrics[name] = jnp.mean(jnp.stack([report[name] for report in bottleneck]))
-    return Output(loss, lax.stop_gradient(metrics), codebooks, outputs[0])
+        metrics[f"{name}_loss"] = levels[0][name]
+    metrics["commit_loss"] = found.commitment
+    return loss, metrics | found.metrics
 
 
 def _quantize(c: presets.VQVAE, state: Any, x: Float[Array, "b t e"], rng: Any, draws: quantize.Draws | None):
     """Vectors of the codes, state after the update (the same without ``rng`` and ``draws``), metrics."""
     state = quantize.CodebookState(**state)
-    vectors = lax.stop_gradient(x).reshape(-1, x.shape[-1])
+    vectors = lax.stop_gradient(x)
     if draws is None and rng is not None:
-        draws = quantize.draw(rng, vectors, c.codebook_size)
+        draws = quantize.draw(rng, vectors.reshape(-1, x.shape[-1]), c.codebook_size)
     if draws is None:
-        codes, distance = quantize.nearest_codes(vectors, state.codebook)
+        codes, distance = _nearest(vectors, state.codebook)
         chosen = quantize.dequantize(codes, state.codebook)
         metrics = {"fit": jnp.mean(distance), "pn": quantize.spread(vectors)}
-        metrics |= quantize.usage_metrics(quantize.code_counts(codes, c.codebook_size), c.revival_threshold)
+        counts = quantize.code_counts(codes.reshape(-1), c.codebook_size)
+        metrics |= quantize.usage_metrics(counts, c.revival_threshold)
     else:
-        _, chosen, state, metrics = quantize.training_step(state, vectors, draws, c.codebook_decay, c.revival_threshold)
-    return lax.stop_gradient(chosen).reshape(x.shape), lax.stop_gradient(state._asdict()), metrics
+        _, chosen, state, metrics = quantize.training_step(
+            state, vectors, draws, c.codebook_decay, c.revival_threshold, _nearest
+        )
+    return lax.stop_gradient(chosen), lax.stop_gradient(state._asdict()), metrics
 
 
-def _spectral_loss(c: presets.VQVAE, x: Float[Array, "b a 1"], y: Float[Array, "b a 1"], bandwidth: Bandwidth):
-    if c.nonrelative_spectral:
-        return jnp.mean(spectral.spectral_loss(x, y)) / bandwidth.spectral
-    return jnp.mean(spectral.spectral_convergence(x, y))
+def _nearest(vectors: Float[Array, "b t e"], codebook: Float[Array, "k e"]) -> Any:
+    def search(vectors: Float[Array, "b t e"], codebook: Float[Array, "k e"]) -> Any:
+        found = quantize.nearest_codes(vectors.reshape(-1, vectors.shape[-1]), codebook)
+        return jax.tree.map(lambda x: x.reshape(vectors.shape[:-1]), found)
+
+    return on_rows(search, vectors, codebook)
 
 
-def reconstruction_loss(
-    c: presets.VQVAE, name: str, x: Float[Array, "b a 1"], y: Float[Array, "b a 1"], bandwidth: Bandwidth
-) -> Float[Array, ""]:
-    """``l1``, ``l2``, ``linf`` (the ``linf_k`` largest squared errors of each example) or the mixture ``lmix``."""
-    choose("loss", name, ("l1", "l2", "linf", "lmix"))
-    if name == "l1":
-        return jnp.mean(jnp.abs(x - y)) / bandwidth.l1
-    if name == "l2":
-        return jnp.mean((x - y) ** 2) / bandwidth.l2
-    if name == "linf":
-        errors = ((x - y) ** 2).reshape(x.shape[0], -1)
-        if errors.shape[1] < c.linf_k:
-            raise UserError(
-                f"{errors.shape[1]} samples are fewer than linf_k={c.linf_k}, the largest errors to average"
-            )
-        return jnp.mean(lax.top_k(errors, c.linf_k)[0]) / bandwidth.l2
+def _errors(c: presets.VQVAE, rows: Any, _: Any) -> dict[str, Float[Array, " b"]]:
+    """Per example: mean absolute and squared errors, the mean of the ``linf_k`` largest squared ones, spectral norms."""
+    x, y = rows
+    squares = ((x - y) ** 2).reshape(x.shape[0], -1)
+    if squares.shape[1] < c.linf_k:
+        raise UserError(f"{squares.shape[1]} samples are fewer than linf_k={c.linf_k}, the largest errors to average")
+    return {
+        "l1": jnp.mean(jnp.abs(x - y), axis=(1, 2)),
+        "l2": jnp.mean(squares, axis=1),
+        "linf": jnp.mean(lax.top_k(squares, c.linf_k)[0], axis=1),
+        "spectral": spectral.spectral_loss(x, y),
+        "relative": spectral.spectral_convergence(x, y),
+        "multispectral": spectral.multispectral_loss(x, y, c.resolutions),
+    }
+
+
+def reconstruction_loss(c: presets.VQVAE, errors: Mapping[str, Float[Array, ""]]) -> Float[Array, ""]:
+    """``l1``, ``l2``, ``linf``, or the mixture ``lmix`` of the three."""
+    if c.loss != "lmix":
+        return errors[c.loss]
     weights = {"l1": c.lmix_l1, "l2": c.lmix_l2, "linf": c.lmix_linf}
-    terms = (weight * reconstruction_loss(c, n, x, y, bandwidth) for n, weight in weights.items() if weight)
-    return sum(terms, jnp.float32(0))
+    return sum((weight * errors[name] for name, weight in weights.items() if weight), jnp.float32(0))

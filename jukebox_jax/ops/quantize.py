@@ -7,6 +7,7 @@ are sums over all devices, and no collective is written here.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -154,7 +155,7 @@ def usage_metrics(counts: Float[Array, " k"], threshold: float) -> dict[str, Flo
     }
 
 
-def spread(vectors: Float[Array, "m e"]) -> Float[Array, ""]:
+def spread(vectors: Float[Array, "*b e"]) -> Float[Array, ""]:
     """``pn``: root mean square deviation of all entries from their common mean."""
     return jnp.sqrt(jnp.mean((vectors - jnp.mean(vectors)) ** 2))
 
@@ -172,17 +173,23 @@ def draw(rng: jax.Array, vectors: Float[Array, "m e"], size: int) -> Draws:
 
 
 def training_step(
-    state: CodebookState, vectors: Float[Array, "m e"], draws: Draws, decay: float, threshold: float
-) -> tuple[Int[Array, " m"], Float[Array, "m e"], CodebookState, dict[str, Float[Array, ""]]]:
+    state: CodebookState,
+    vectors: Float[Array, "*b e"],
+    draws: Draws,
+    decay: float,
+    threshold: float,
+    nearest: Callable[..., Any] = nearest_codes,
+) -> tuple[Int[Array, "*b"], Float[Array, "*b e"], CodebookState, dict[str, Float[Array, ""]]]:
     """Codes, their vectors, the new state, and metrics (those of ``update``, and ``fit``, ``pn``).
 
     A state whose counts are all zero starts from ``draws.init``. Codes and vectors are those of the codebook before the
-    update. No gradient passes: the caller adds the straight-through and commitment terms.
+    update. No gradient passes: the caller adds the straight-through and commitment terms. ``nearest``: what finds them.
     """
     vectors = lax.stop_gradient(vectors)
     ready = jnp.sum(state.count) > 0
     state = jax.tree.map(lambda old, new: jnp.where(ready, old, new), state, init_codebook(draws.init))
-    codes, distance = nearest_codes(vectors, state.codebook)
+    codes, distance = nearest(vectors, state.codebook)
     metrics = {"fit": jnp.mean(distance), "pn": spread(vectors)}
-    new_state, update_metrics = update(state, vectors, codes, draws.revival, decay, threshold)
+    flat = vectors.reshape(-1, vectors.shape[-1])
+    new_state, update_metrics = update(state, flat, codes.reshape(-1), draws.revival, decay, threshold)
     return codes, dequantize(codes, state.codebook), new_state, metrics | update_metrics

@@ -113,7 +113,7 @@ def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
 
 def row_groups() -> int:
     """Over how many devices of the mesh in use a batch is split; 1 without a mesh."""
-    mesh = jax.sharding.get_mesh()
+    mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
 
 
@@ -225,6 +225,22 @@ def over_rows(mean: Callable[[Any, Any], Any], params: Any, batch: Any, num_head
     rows = PartitionSpec(("data", "fsdp"))
     run = jax.shard_map(local, in_specs=(places, rows), out_specs=PartitionSpec(), axis_names=names, check_vma=False)
     return run(params, batch)
+
+
+def on_rows(function: Callable[[Any, Any], Any], rows: Any, everywhere: Any = ()) -> Any:
+    """``function(rows, everywhere)``, each device working on its own rows; its results have rows, too.
+
+    Fourier transforms, the largest of many, and slices in a loop are not split by the compiler: it would gather all
+    rows on every device. Without a mesh, or where it does not divide the rows, this is ``function`` itself.
+    """
+    mesh, groups = jax.sharding.get_abstract_mesh(), row_groups()
+    if groups == 1 or any(x.shape[0] % groups for x in jax.tree.leaves(rows)) or not {"data", "fsdp"} <= _free(mesh):
+        return function(rows, everywhere)
+    names = {"data", "fsdp"} if mesh.shape["tensor"] > 1 else set(mesh.axis_names)
+    specs = PartitionSpec(("data", "fsdp")), PartitionSpec()
+    return jax.shard_map(function, in_specs=specs, out_specs=specs[0], axis_names=names, check_vma=False)(
+        rows, everywhere
+    )
 
 
 def per_device(attention: Callable, num_heads: int, *operands: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ from jukebox_jax.checkpoint import openai, openai_hps
 from jukebox_jax.cli.verify_cases.case import Case
 from jukebox_jax.cli.verify_cases.report import Report
 from jukebox_jax.models.vqvae import VQVAE
-from jukebox_jax.models.vqvae_loss import Bandwidth, vqvae_loss
+from jukebox_jax.models.vqvae_loss import Bandwidth, losses, reconstruct
 
 LOSSES = ("lmix", "l1", "l2", "linf")
 
@@ -72,13 +72,12 @@ def _check_losses(case: Case, report: Report, model: VQVAE, variables: dict[str,
 
     @jax.jit
     def evaluate(variables, audio):
-        outputs = {}
-        for name in names:
-            variant = VQVAE(dataclasses.replace(model.config, loss=name))
-            outputs[name] = vqvae_loss(variant, variables, audio, bandwidth_of(case))
-        return {name: (output.loss, output.metrics, output.audio) for name, output in outputs.items()}
+        found = reconstruct(model, variables, audio)
+        variants = {name: dataclasses.replace(model.config, loss=name) for name in names}
+        return found.audio[0], {name: losses(c, audio, found, bandwidth_of(case)) for name, c in variants.items()}
 
-    for name, (loss, metrics, audio) in evaluate(variables, case.input("x")).items():
+    audio, found = evaluate(variables, case.input("x"))
+    for name, (loss, metrics) in found.items():
         report.close(f"eval_{name}_loss", loss)
         for metric, value in metrics.items():
             report.close(f"eval_{name}_metric_{metric}", value)
