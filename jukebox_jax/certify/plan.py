@@ -28,8 +28,9 @@ from jukebox_jax.parallel.program import Program
 from jukebox_jax.parallel.sharding import logical, names_of
 from jukebox_jax.train.experiment import Experiment
 
-STREAMS = 6.8  # activations of one layer in work at a time, in streams
+STREAMS = 8.4  # activations of one layer in work at a time, in streams
 FURTHER = 2.3  # of each further layer that is recomputed with it
+CONDITIONER = 4.0  # activations kept of each of an upsampler's residual blocks, which are not recomputed
 # Arrays of cross attention's scores, which no kernel spares: the compiler keeps more of them where HBM has room.
 SCORES = {"v5e": 3.8, "v6e": 6.8, "v5p": 10.7, "tpu7x": 7.3}
 
@@ -134,10 +135,10 @@ def _temporaries(experiment: Experiment, model: presets.Prior, params: Any, rows
     """Of a step that recomputes every layer but for ``kept`` bytes of inputs: see the constants."""
     t = model.transformer
     gradients = sum(map(physical, jax.tree.leaves(params)))
-    tables = sum(4 * leaf.size for path, leaf in jax.tree_util.tree_leaves_with_path(params) if _whole(path, leaf))
+    tables = sum(4 * leaf.size * _whole(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params))
     logits = 4 * rows * t.length // experiment.loss_chunks * round_up(model.vocab_size, LANES)
     spent = STREAMS * rows * stream(t) + _span(model, experiment.remat_layers, rows, scores)
-    return round(kept + gradients + 2 * tables + spent + logits)
+    return round(kept + gradients + tables + spent + logits + CONDITIONER * rows * _conditioner(model))
 
 
 def _span(model: presets.Prior, remat_layers: tuple[int, ...], rows: int, scores: float) -> float:
@@ -151,9 +152,19 @@ def _span(model: presets.Prior, remat_layers: tuple[int, ...], rows: int, scores
     )
 
 
-def _whole(path: Any, leaf: Any) -> bool:
-    """Whether a step gathers a parameter before its loops: tables, and all that is not stacked."""
-    return logical(names_of(path), len(leaf.shape))[:1] != ("layers",)
+def _whole(path: Any, leaf: Any) -> int:
+    """How many copies of a parameter a step has whole: of tables one, of an upsampler's kernels their gradients too."""
+    names = names_of(path)
+    return 0 if logical(names, len(leaf.shape))[:1] == ("layers",) else 2 if "conditioner" in names else 1
+
+
+def _conditioner(model: presets.Prior) -> int:
+    """Bytes that all residual blocks of an upsampler's conditioner make of one row, bfloat16."""
+    c = model.conditioner
+    if c is None:
+        return 0
+    rows = model.context_length // (model.upsampling or 1) * sum(c.stride**stage for stage in range(c.down_depth))
+    return 2 * c.depth * c.width * rows
 
 
 def _transfers(wanted: Wanted, where: Topology, program: Program, work: Work) -> tuple[float, float]:

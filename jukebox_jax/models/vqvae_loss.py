@@ -166,7 +166,7 @@ def _nearest(vectors: Float[Array, "b t e"], codebook: Float[Array, "k e"]) -> A
 
 
 def _errors(c: presets.VQVAE, rows: Any, _: Any) -> dict[str, Float[Array, " b"]]:
-    """Per example: mean absolute and squared errors, the mean of the ``linf_k`` largest squared ones, spectral norms."""
+    """Per example: mean absolute and squared errors, the mean of the ``linf_k`` largest squares, spectral norms."""
     x, y = rows
     squares = ((x - y) ** 2).reshape(x.shape[0], -1)
     if squares.shape[1] < c.linf_k:
