@@ -157,7 +157,7 @@ def _quantize(c: presets.VQVAE, state: Any, x: Float[Array, "b t e"], rng: Any, 
     return lax.stop_gradient(chosen), lax.stop_gradient(state._asdict()), metrics
 
 
-def _nearest(vectors: Float[Array, "b t e"], codebook: Float[Array, "k e"]) -> Any:
+def _nearest(vectors: Array, codebook: Array) -> tuple[Array, Array]:
     def search(vectors: Float[Array, "b t e"], codebook: Float[Array, "k e"]) -> Any:
         found = quantize.nearest_codes(vectors.reshape(-1, vectors.shape[-1]), codebook)
         return jax.tree.map(lambda x: x.reshape(vectors.shape[:-1]), found)

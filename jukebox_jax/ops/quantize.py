@@ -178,7 +178,7 @@ def training_step(
     draws: Draws,
     decay: float,
     threshold: float,
-    nearest: Callable[..., Any] = nearest_codes,
+    nearest: Callable[[Array, Array], tuple[Array, Array]] = nearest_codes,
 ) -> tuple[Int[Array, "*b"], Float[Array, "*b e"], CodebookState, dict[str, Float[Array, ""]]]:
     """Codes, their vectors, the new state, and metrics (those of ``update``, and ``fit``, ``pn``).
 
