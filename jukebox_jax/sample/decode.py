@@ -18,6 +18,7 @@ from jaxtyping import Array, Int
 from jukebox_jax.models import decode_form
 from jukebox_jax.models.prior import Conditioning, Prior
 from jukebox_jax.ops.logits import Settings, draw, noise
+from jukebox_jax.parallel.mesh import platform
 from jukebox_jax.parallel.sharding import constrain, fetch, put, spread
 from jukebox_jax.types import UserError
 
@@ -91,7 +92,7 @@ def decode(
     if not settings.greedy:  # all of the chunk's at once: they depend on keys and positions only
         at = positions[:, None] + jnp.broadcast_to(offset, token.shape)[None]
         folded = jax.vmap(jax.vmap(jax.random.fold_in), (None, 0))(keys, at)
-        draws = jax.vmap(lambda keys: noise(keys, model.config.vocab_size))(folded)
+        draws = noise(folded, model.config.vocab_size, fused=platform() == "cpu")
 
     def step(carry, inputs):
         (cache, token), (t, drawn) = carry, inputs

@@ -71,3 +71,10 @@ def test_greedy_takes_the_most_likely(greedy: dict) -> None:
 def test_settings_outside_their_range_are_refused(bad: dict) -> None:
     with pytest.raises(UserError, match=next(iter(bad))):
         ops.Settings(**bad)
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_noise_is_jax_s_own(impl: str) -> None:
+    keys = jax.random.split(jax.random.key(7, impl=impl), (2, 3))
+    expected = jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, (1025,))))(keys)
+    np.testing.assert_array_equal(jax.jit(ops.noise, static_argnums=(1, 2))(keys, 1025, True), expected)
