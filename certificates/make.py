@@ -58,7 +58,8 @@ class Entry(NamedTuple):
 
 
 BIG = ("prior_5b", "prior_5b_lyrics")
-# Of smaller models a 256th is too little for an all-gather: the compiler sums padded arrays instead.
+# With fsdp=256 the compiled step of 1B gathers no weight, but sums padded arrays in its loops: 4.98 GB of all-reduces
+# in place of 3.3 GB of all-gathers.
 SHARED = {"data": 8, "fsdp": 32, "tensor": 1}
 TRAINED = [
     *(Entry(c, "train", "v5e-256") for c in BIG),

@@ -11,7 +11,7 @@ def get_config(arg=""):
     arg = config.parse_arg(arg, runlocal=False)
     c = config.prior(presets.PRIOR_1B_LYRICS)
     c.batch_size, c.steps = 256, 300_000
-    c.mesh.data, c.mesh.fsdp = 1, -1
+    c.mesh.data, c.mesh.fsdp = 1, -1  # on a pod better -1, 32: certificates/make.py
     c.loss_chunks = 16
     c.save_every = c.evaluate_every = c.sample_every = 5_000
     return config.shrink(c) if arg.runlocal else c

@@ -11,6 +11,6 @@ def get_config(arg=""):
     arg = config.parse_arg(arg, runlocal=False)
     c = config.prior(presets.UPSAMPLER_LEVEL_1)
     c.batch_size, c.steps = 192, 400_000
-    c.mesh.data, c.mesh.fsdp = 1, -1
+    c.mesh.data, c.mesh.fsdp = 1, -1  # on a pod better -1, 32: certificates/make.py
     c.save_every = c.evaluate_every = c.sample_every = 5_000
     return config.shrink(c) if arg.runlocal else c
