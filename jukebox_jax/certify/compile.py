@@ -98,15 +98,12 @@ def compile_here(request: Request) -> Certificate:
     lowered = program.lower()
     lower_seconds, clock = time.process_time() - clock, time.process_time()
     compiled, refusal, text = None, None, ""
-    with tempfile.TemporaryDirectory() as folder:
-        dumps = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True} if where.chip.kind in DUMPED else None
-        try:
-            compiled = lowered.compile(dumps)
-            text = _dumped(folder) if dumps else compiled.as_text()
-        except Exception as error:  # jax's JaxRuntimeError is no public name in all versions
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            refusal = str(error).strip().splitlines()[0][:400]
+    try:
+        compiled, text = compile_text(lowered, where.chip.kind)
+    except Exception as error:  # jax's JaxRuntimeError is no public name in all versions
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        refusal = str(error).strip().splitlines()[0][:400]
     facts = dict(
         config=request.config, program=request.program, mesh=wanted.mesh, batch_size=wanted.batch_size,
         overrides=[*request.overrides, *["--int8"] * request.int8], versions=_versions(),
@@ -117,6 +114,17 @@ def compile_here(request: Request) -> Certificate:
         memory = refused(refusal or "", where.chip)
         return certify(None, "it does not fit", where, work, memory=memory, fits=False, **facts)
     return certify(text, None, where, work, memory=_memory(compiled, where.chip), fits=True, **facts)
+
+
+def compile_text(lowered: Any, kind: str) -> tuple[Any, str]:
+    """Compile for a kind of chip (``topology.CHIPS``): what jax makes of it, and the optimised HLO's text."""
+    if kind not in DUMPED:
+        compiled = lowered.compile()
+        return compiled, compiled.as_text()
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = lowered.compile({"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+        (path,) = Path(folder).glob("*.after_optimizations.txt")
+        return compiled, path.read_text(encoding="utf-8")
 
 
 def lower_for_gpus(request: Request) -> dict[str, Any]:
@@ -154,12 +162,6 @@ def _memory(compiled: Any, chip: topology.Chip) -> Memory:
         chip.hbm_limit, m.argument_size_in_bytes, m.output_size_in_bytes, m.alias_size_in_bytes,
         m.temp_size_in_bytes, max(m.peak_memory_in_bytes, 0) or whole,
     )  # fmt: skip
-
-
-def _dumped(folder: str) -> str:
-    """The optimised HLO that the compiler wrote itself: of one program, the same as ``as_text()`` where that works."""
-    (path,) = Path(folder).glob("*.after_optimizations.txt")
-    return path.read_text(encoding="utf-8")
 
 
 def refused(message: str, chip: topology.Chip) -> Memory:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -103,6 +106,16 @@ def test_auto_knows_the_platform(kind, shape, platform, implementation, expected
     q = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
     options = dict(num_heads=8, num_blocks=128, platform=platform, implementation=implementation)
     assert attention.resolve(kind, q, **options) == expected
+
+
+def test_auto_moves_no_more_than_xla_in_whole_programs(monkeypatch):
+    """Of every program that was compiled both ways (certificates/kernels); and who has kernels is on purpose."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    programs = importlib.import_module("attention_programs")
+    picked = {name: programs.picked(name) for name in presets.PRIORS}
+    assert {name for name, which in picked.items() if which == "xla"} == {"upsampler_level_0", "upsampler_level_1"}
+    assert {row["config"] for row in programs.rows().values()} >= {"upsampler_level_0", "small_prior"}
+    assert max(map(programs.excess, programs.rows().values())) <= programs.NOISE
 
 
 def test_kernels_that_do_not_exist_are_refused():
