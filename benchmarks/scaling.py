@@ -36,7 +36,7 @@ import matplotlib.pyplot as plt
 
 KINDS = ("block", "column", "previous")
 BLOCK = 64  # positions
-CHUNK, CHUNKS = 32, 5  # tokens of a timed scan; scans of a run, of which the first is not timed
+CHUNK, CHUNKS = 32, 9  # tokens of a timed scan; scans of a run, of which the first is not timed
 BATCH, WIDTH, DEPTH, HEADS = 2, 256, 4, 4
 FACTORED_CONTEXTS = (1024, 2304, 4096, 9216, 16_384, 36_864)
 
@@ -137,7 +137,7 @@ def figure(result: dict[str, Any], path: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--contexts", default="1024,2048,4096,8192,16384,32768", help="multiples of 64")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--out", default="benchmarks/results", help="folder of scaling.png and scaling.json")
     args = parser.parse_args()
     contexts = [int(context) for context in args.contexts.split(",")]

@@ -7,8 +7,6 @@ import json
 import sys
 from pathlib import Path
 
-from jukebox_jax.types import UserError
-
 HELP = "compile for TPUs without one: does it fit, what does it do, what will it cost"
 EXAMPLE = "jukebox certify --config=configs/prior_5b.py --topology=v5e:16x16 --program=train --json=certificate.json"
 
@@ -36,23 +34,11 @@ def add_prices(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--price_per_chip_hour", type=float, help="for this command, whatever the chip")
 
 
-def parse_mesh(text: str | None) -> dict[str, int] | None:
-    """``data=4,fsdp=64`` -> sizes; axes that are not named are 1."""
-    if text is None:
-        return None
-    sizes = {"data": 1, "fsdp": 1, "tensor": 1}
-    for item in text.split(","):
-        name, _, size = item.partition("=")
-        if name not in sizes or not size.lstrip("-").isdigit():
-            raise UserError(f"--mesh={text}: write sizes of data, fsdp and tensor such as data=4,fsdp=64")
-        sizes[name] = int(size)
-    return sizes
-
-
 def main(args: argparse.Namespace) -> int:
     """1 if the program does not fit, or cannot be counted without a guess."""
     from jukebox_jax.certify import compile, prices, report, topology
     from jukebox_jax.certify.certificate import Certificate
+    from jukebox_jax.parallel.mesh import parse_mesh
 
     request = compile.Request(
         args.config, args.program, args.topology, args.num_slices, args.batch_size, parse_mesh(args.mesh),

@@ -137,9 +137,8 @@ def _dataset(args: argparse.Namespace, preset: Any) -> int:
 
     from jukebox_jax import config, presets
     from jukebox_jax.checkpoint import bundle
-    from jukebox_jax.cli.certify import parse_mesh
     from jukebox_jax.data import codes
-    from jukebox_jax.parallel.mesh import make_mesh, use
+    from jukebox_jax.parallel.mesh import make_mesh, parse_mesh, use
     from jukebox_jax.parallel.sharding import batch_sharding, replicated
     from jukebox_jax.train.experiment import from_config
     from jukebox_jax.train.inputs import open_inputs

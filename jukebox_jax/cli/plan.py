@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from jukebox_jax.cli.certify import add_prices, parse_mesh
+from jukebox_jax.cli.certify import add_prices
 from jukebox_jax.types import UserError, choose
 
 HELP = "memory, time and cost of a training run or of sampling songs, in seconds"
@@ -53,6 +53,7 @@ def _train(args: argparse.Namespace, where, price: float | None) -> int:
     from jukebox_jax.certify.plan import predict
     from jukebox_jax.certify.programs import resolve
     from jukebox_jax.certify.report import duration, gib, rates
+    from jukebox_jax.parallel.mesh import parse_mesh
 
     wanted = resolve(
         args.config, "train", where.num_devices, batch_size=args.batch_size, mesh=parse_mesh(args.mesh),

@@ -83,8 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Check everything, then draw."""
-    from jukebox_jax.cli.certify import parse_mesh
-    from jukebox_jax.parallel.mesh import make_mesh, use
+    from jukebox_jax.parallel.mesh import make_mesh, parse_mesh, use
     from jukebox_jax.sample.source import from_directory
 
     mesh = None if args.mesh is None else make_mesh(parse_mesh(args.mesh))

@@ -38,6 +38,19 @@ def make_mesh(shape: dict[str, int] | None = None, devices: Sequence[Any] | None
     return Mesh(_arrange(devices, sizes, num_slices), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
+def parse_mesh(text: str | None) -> dict[str, int] | None:
+    """``--mesh``'s text, such as ``data=4,fsdp=64``: sizes, 1 where an axis is not named."""
+    if text is None:
+        return None
+    sizes: dict[str, int] = {axis: 1 for axis in AXES}
+    for item in text.split(","):
+        name, _, size = item.partition("=")
+        if name not in sizes or not size.lstrip("-").isdigit():
+            raise UserError(f"--mesh={text}: write sizes of data, fsdp and tensor such as data=4,fsdp=64")
+        sizes[name] = int(size)
+    return sizes
+
+
 def axis_sizes(shape: Mapping[str, int] | None, count: int) -> dict[str, int]:
     """Sizes of all three axes for ``count`` devices; see ``make_mesh``."""
     shape = {"fsdp": -1} if shape is None else dict(shape)

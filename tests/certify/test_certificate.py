@@ -11,7 +11,6 @@ from jukebox_jax.certify import compile, report
 from jukebox_jax.certify.certificate import Certificate, Memory, Work, certify
 from jukebox_jax.certify.limits import broken
 from jukebox_jax.certify.topology import CHIPS, GIB, parse
-from jukebox_jax.cli import certify as command
 
 TEXT = (Path(__file__).parents[1] / "golden" / "hlo" / "slices_v5e.hlo").read_text()
 WEIGHT = 2048 * 2048 * 2
@@ -168,14 +167,6 @@ def test_a_crash_of_the_compiler_is_told(monkeypatch, capsys):
 )
 def test_durations(seconds, text):
     assert report.duration(seconds) == text
-
-
-def test_meshes_in_words():
-    assert command.parse_mesh("data=4,fsdp=64") == {"data": 4, "fsdp": 64, "tensor": 1}
-    assert command.parse_mesh(None) is None
-    for text in ("4x64", "pipe=2", "data=two"):
-        with pytest.raises(ValueError, match="write sizes of data, fsdp and tensor"):
-            command.parse_mesh(text)
 
 
 def test_a_missing_compiler_is_one_line(monkeypatch):

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from jukebox_jax import presets
 from jukebox_jax.models.prior import Prior
-from jukebox_jax.parallel.mesh import make_mesh, use
+from jukebox_jax.parallel.mesh import make_mesh, parse_mesh, use
 from jukebox_jax.parallel.sharding import constrain, map_with_shardings, over_rows, replicated, shardings_of, whole
 from jukebox_jax.types import UserError
 
@@ -103,3 +103,11 @@ def test_meshes_that_do_not_fit_are_refused():
         make_mesh({"data": 3})
     with pytest.raises(UserError, match="unknown mesh axis 'model'"):
         make_mesh({"model": 8})
+
+
+def test_meshes_in_words():
+    assert parse_mesh("data=4,fsdp=64") == {"data": 4, "fsdp": 64, "tensor": 1}
+    assert parse_mesh(None) is None
+    for text in ("4x64", "pipe=2", "data=two"):
+        with pytest.raises(UserError, match="write sizes of data, fsdp and tensor"):
+            parse_mesh(text)
