@@ -33,6 +33,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
+from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jukebox_jax import presets
@@ -113,14 +114,15 @@ def compile_layer(chip: str, layer: Layer, kind: str, implementation: str, backw
     stream = jax.ShapeDtypeStruct((batch, layer.num_blocks * stored, layer.width), jnp.bfloat16, sharding=sharding)
     d, s = layer.width, layer.attention_width
     weights = [jax.ShapeDtypeStruct(z, jnp.bfloat16, sharding=sharding) for z in ((d, s), (d, s), (d, s), (s, d))]
-    function = forward(layer, kind, implementation)
+    function, results = forward(layer, kind, implementation), sharding
     arguments = [stream, *weights]
-    if backward:
-        function, arguments = with_gradient(function), [stream, *arguments]
-    start, vmem = time.perf_counter(), None
-    lowered = jax.jit(function, out_shardings=sharding).lower(*arguments)
+    if backward:  # gradients of weights in the compiler's layout: their transposes would be counted as attention's
+        free = Format(Layout.AUTO, sharding)
+        function, arguments, results = with_gradient(function), [stream, *arguments], (sharding, sharding, *4 * [free])
+    clock, vmem = time.process_time(), None
+    lowered = jax.jit(function, out_shardings=results).lower(*arguments)
     compiled, text = compile_text(lowered, chip)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - clock
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # only what jax prints names the VMEM, where it can print
         text, vmem = compiled.as_text(), 0
     program = hlo.analyse(text)
@@ -175,13 +177,12 @@ FOLDER = Path(__file__).parents[1] / "certificates" / "kernels"
 INTRODUCTION = """# Attention kernels
 
 One attention layer between its projections, bf16, batch 2, compiled by the real TPU compiler for chips that were not
-there (`python benchmarks/attention.py`), forward and backward. **forward** and **backward**: bytes between the
-projections, copies included, over the floor of q, k, v and o once, and of q, k, v, do, dq, dk and dv once; beside them
-what XLA's own attention moves. **whole**: HBM bytes of the whole program, projections included, kernel / XLA, forward
-and forward + backward. A dash: not compiled, or of VMEM: not said (programs that jax cannot print on tpu7x are counted
-from the compiler's own dump, which does not name it). Nothing was run. One layer alone is kept in VMEM by XLA where a
-stack of them is not: what decides is the second table. Backward
-passes are held to 1.10; previous of small_sep_enc_dec_prior on v6e is above, its cause not found yet.
+there (`python benchmarks/attention.py`), forward and backward; nothing was run. **forward** and **backward**: bytes
+between the projections, copies included, over the floor of q, k, v and o once, and of q, k, v, do, dq, dk and dv once;
+beside them what XLA's own attention moves. **whole**: HBM bytes of the whole program, projections included, kernel /
+XLA, forward and forward + backward. One layer alone is kept in VMEM by XLA where a stack of them is not: what decides
+is the second table. **compile**: processor time of the programs with kernels. A dash: not compiled, or of VMEM: not
+said (programs that jax cannot print are counted from the compiler's own dump, which does not name it).
 
 """
 PROGRAMS = "## Whole programs\n"  # attention_programs.py writes what follows
