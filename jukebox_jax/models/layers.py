@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -78,6 +79,30 @@ def _norm_backward(kept, g):
 _norm_by_products.defvjp(_norm_forward, _norm_backward)
 
 
+def product(x: Float[Array, "*b d"], w: Float[Array, "d f"], *dimensions: Any, **options: Any) -> Float[Array, "*b f"]:
+    """``x @ w``: the ``dot_general`` of ``nn.Dense``. On CPUs a stream's has a gradient of its own."""
+    if platform() == "cpu" and x.ndim > 2:
+        return _product(x, w)
+    return jax.lax.dot_general(x, w, *dimensions, **options)
+
+
+@jax.custom_vjp
+def _product(x, w):
+    """The gradient's products as XLA:CPU runs them fastest: of rows as they lie, with weights turned over beforehand.
+
+    From jax's own form XLA would turn whole streams over instead: a sixth of a prior's training step.
+    """
+    return x @ w
+
+
+def _product_backward(kept, g):
+    (x, w), rows = kept, lambda y: y.reshape(-1, y.shape[-1])
+    return g @ jax.lax.optimization_barrier(w.T), rows(x).T @ rows(g)
+
+
+_product.defvjp(lambda x, w: (x @ w, (x, w)), _product_backward)
+
+
 def prime_prefix(prime_length: int, num_blocks: int | None) -> int:
     """Positions that prime attention reaches: past the lyrics, to a block count's multiple (spec/quirks.md A1)."""
     num_blocks = num_blocks or 1
@@ -121,6 +146,8 @@ class Layer(nn.Module):
 
     def project(self, h: Float[Array, "b t d"], lyrics: Any = None):
         """Queries, keys and values of a normalised stream (LYRICS: keys and values of the lyric encodings b l d)."""
+        if platform() == "cpu" and self.kind is not Kind.LYRICS:
+            return tuple(self.attention.joined(h))
         source = lyrics.astype(h.dtype) if self.kind is Kind.LYRICS else h
         return self.attention.query(h), self.attention.key(source), self.attention.value(source)
 
@@ -189,9 +216,15 @@ class _Projections(nn.Module):
     output_init: Any
 
     def setup(self):
-        dense = lambda features, init: nn.Dense(features, dtype=self.dtype, kernel_init=init)  # noqa: E731
+        dense = lambda size, init: nn.Dense(size, dtype=self.dtype, kernel_init=init, dot_general=product)  # noqa: E731
         self.query, self.key, self.value = (dense(self.attention_width, self.kernel_init) for _ in range(3))
         self.output = dense(self.width, self.output_init)
+
+    def joined(self, h: Float[Array, "b t d"]) -> list[Float[Array, "b t S"]]:
+        """Queries, keys and values from one product: three narrow ones are slow on CPUs, above all their gradients."""
+        parts = [self.variables["params"][name] for name in ("query", "key", "value")]
+        kernel, bias = (jnp.concatenate([p[n] for p in parts], -1).astype(h.dtype) for n in ("kernel", "bias"))
+        return jnp.split(product(h, kernel) + bias[None, None], 3, axis=-1)
 
 
 class _MLP(nn.Module):
@@ -203,7 +236,8 @@ class _MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        h = nn.Dense(self.hidden, dtype=self.dtype, kernel_init=self.kernel_init, name="in")(x)
+        dense = partial(nn.Dense, dtype=self.dtype, dot_general=product)
+        h = dense(self.hidden, kernel_init=self.kernel_init, name="in")(x)
         if h.ndim == 3:
             h = constrain(h, "batch", None, "mlp")
-        return nn.Dense(self.width, dtype=self.dtype, kernel_init=self.output_init, name="out")(quick_gelu(h))
+        return dense(self.width, kernel_init=self.output_init, name="out")(quick_gelu(h))
