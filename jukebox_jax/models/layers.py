@@ -146,7 +146,7 @@ class Layer(nn.Module):
 
     def project(self, h: Float[Array, "b t d"], lyrics: Any = None):
         """Queries, keys and values of a normalised stream (LYRICS: keys and values of the lyric encodings b l d)."""
-        if platform() == "cpu" and self.kind is not Kind.LYRICS:
+        if platform() == "cpu" and self.kind is not Kind.LYRICS and not self.is_initializing():
             return tuple(self.attention.joined(h))
         source = lyrics.astype(h.dtype) if self.kind is Kind.LYRICS else h
         return self.attention.query(h), self.attention.key(source), self.attention.value(source)
