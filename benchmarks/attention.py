@@ -181,8 +181,9 @@ there (`python benchmarks/attention.py`), forward and backward; nothing was run.
 between the projections, copies included, over the floor of q, k, v and o once, and of q, k, v, do, dq, dk and dv once;
 beside them what XLA's own attention moves. **whole**: HBM bytes of the whole program, projections included, kernel /
 XLA, forward and forward + backward. One layer alone is kept in VMEM by XLA where a stack of them is not: what decides
-is the second table. **compile**: processor time of the programs with kernels. A dash: not compiled, or of VMEM: not
-said (programs that jax cannot print are counted from the compiler's own dump, which does not name it).
+is the second table. **compile**: processor time of the programs with kernels (of v5e's rows and the lyrics encoders',
+which are older, wall time on a busy machine). A dash: not compiled, or of VMEM: not said (programs that jax cannot
+print are counted from the compiler's own dump, which does not name it).
 
 """
 PROGRAMS = "## Whole programs\n"  # attention_programs.py writes what follows
