@@ -5,8 +5,9 @@ layers stay stacked and are scanned (three bodies compile instead of seventy-two
 is a stack of one, taken apart before the token loop, where slices would be copies.
 
 Queries, keys and values are one product, per head ``h 3 k``: so keys beside values is what a cache holds, and a mesh
-that splits heads splits all three. In the scanned form its kernel is stored output first: a chip's share of outputs
-(150 for 5B on eight chips) would otherwise be padded to whole lanes of 128 (spec/tpu_facts.md section 4).
+that splits heads splits all three. Its matrix is stored output first (``rows``): a chip's share of outputs (150 for 5B
+on eight chips) would otherwise be padded to whole lanes of 128 (spec/tpu_facts.md section 4). On a CPU all matrices
+are, and are the left factor of their products: as the right one, a product would copy them into an order of its own.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Format, Layout
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from jukebox_jax.models import cache as kv_cache
 from jukebox_jax.models import int8
@@ -31,20 +32,21 @@ from jukebox_jax.parallel.sharding import constrain, names_of, spec
 
 # Logical axes of a leaf's last dimensions. Weights are whole along ``fsdp``: a step cannot wait for them.
 _AXES: dict[tuple[str, ...], tuple[str | None, ...]] = {
-    ("qkv", "kernel"): (None, "qkv"),
     ("qkv", "rows"): ("qkv", None),
     ("qkv", "bias"): ("qkv",),
     ("qkv", "scale"): ("qkv",),
     ("output", "kernel"): ("qkv", None),
+    ("output", "rows"): (None, "qkv"),
     ("in", "kernel"): (None, "mlp"),
+    ("in", "rows"): ("mlp", None),
     ("in", "bias"): ("mlp",),
     ("in", "scale"): ("mlp",),
     ("out", "kernel"): ("mlp", None),
+    ("out", "rows"): (None, "mlp"),
 }
 _TABLES: dict[str, tuple[str | None, ...]] = {
     "embedding": ("vocab", None),
     "table": ("vocab", None),
-    "columns": (None, "vocab"),
     "scale": ("vocab",),
     "position": (None, "mlp"),  # one row is read: every device reads its part of it
 }
@@ -88,12 +90,9 @@ def prepare(model: Prior, params: dict[str, Any]) -> dict[str, Any]:
         tuple(layer_weights(k, p, heads, model.dtype, scanned(model)) for k, p in zip(group.kinds, places, strict=True))
         for group, places in stacks
     ]
-    columns = not scanned(model)
-    name, table = ("columns", table.T) if columns else ("table", table)
     if model.int8:
-        output = int8.matrix(table, name, -1 if columns else -2)
-        return weights | output | {"layers": [tuple(map(_eight_bits, group)) for group in layers]}
-    return weights | {name: table.astype(model.dtype), "layers": layers}
+        return weights | int8.matrix(table, "table", -2) | {"layers": [tuple(map(_eight_bits, g)) for g in layers]}
+    return weights | {"table": table.astype(model.dtype), "layers": layers}
 
 
 def _eight_bits(layer: dict[str, Any]) -> dict[str, Any]:
@@ -106,17 +105,22 @@ def _eight_bits(layer: dict[str, Any]) -> dict[str, Any]:
     return {name: matrices(part) for name, part in layer.items()}
 
 
-def layer_weights(kind: Kind, params: dict[str, Any], num_heads: int, dtype: Any, output_first: bool) -> dict[str, Any]:
-    """A (stacked) layer's weights."""
+def layer_weights(kind: Kind, params: dict[str, Any], num_heads: int, dtype: Any, stacked: bool) -> dict[str, Any]:
+    """A (stacked) layer's weights. ``stacked``: for a scan over layers."""
     cast = lambda tree: jax.tree.map(lambda p: p.astype(dtype), tree)  # noqa: E731
     mlp = {"in": cast(params["mlp"]["in"]), "out": cast(params["mlp"]["out"])}
     norms = {"norm_0": params["norm_0"], "norm_1": params["norm_1"]}
-    return norms | attention_weights(kind, params["attention"], num_heads, dtype, output_first) | mlp
+    attention = attention_weights(kind, params["attention"], num_heads, dtype)
+    matrices = {"qkv": _output_first(attention["qkv"]), "output": attention["output"]} | mlp
+    return norms | (matrices if stacked else jax.tree.map(_output_first, matrices, is_leaf=lambda x: "bias" in x))
 
 
-def attention_weights(
-    kind: Kind, params: dict[str, Any], num_heads: int, dtype: Any, output_first: bool
-) -> dict[str, Any]:
+def _output_first(part: dict[str, Array]) -> dict[str, Array]:
+    """A product's weights, its (stacked) matrix with an output to a row."""
+    return {"rows": jnp.swapaxes(part["kernel"], -1, -2), "bias": part["bias"]} if "kernel" in part else part
+
+
+def attention_weights(kind: Kind, params: dict[str, Any], num_heads: int, dtype: Any) -> dict[str, Any]:
     """Its attention's part. A LYRICS layer's keys and values are in its cache, so it has queries only."""
     names = ("query",) if kind is Kind.LYRICS else ("query", "key", "value")
 
@@ -124,9 +128,8 @@ def attention_weights(
         heads = [params[n][part].reshape(*params[n][part].shape[:-1], num_heads, 1, -1) for n in names]
         return jnp.concatenate(heads, axis=-2).reshape(*heads[0].shape[:-3], -1).astype(dtype)
 
-    kernel = fused("kernel")
-    qkv = {"rows": jnp.swapaxes(kernel, -1, -2)} if output_first else {"kernel": kernel}
-    return {"qkv": qkv | {"bias": fused("bias")}, "output": jax.tree.map(lambda p: p.astype(dtype), params["output"])}
+    qkv = {"kernel": fused("kernel"), "bias": fused("bias")}
+    return {"qkv": qkv, "output": jax.tree.map(lambda p: p.astype(dtype), params["output"])}
 
 
 def places(model: Prior, weights: Any, mesh: Mesh | AbstractMesh) -> Any:
@@ -211,9 +214,7 @@ def step(
     x = x.astype(jnp.float32)
     if model.config.tied_output and positions is not None:
         x = x + positions
-    table, equation = (weights["table"], "bd,vd->bv") if "table" in weights else (weights["columns"], "bd,dv->bv")
-    x, table = x.astype(model.dtype), table.astype(model.dtype)
-    logits = int8.scaled(jnp.einsum(equation, x, table, preferred_element_type=jnp.float32), weights)
+    logits = int8.scaled(_by_rows(x.astype(model.dtype), weights["table"], jnp.float32), weights)
     return constrain(constrain(logits, "batch", "vocab"), "batch", None), caches  # logits travel, not the table
 
 
@@ -272,8 +273,14 @@ def mix_step(
 
 
 def _dense(x: Array, weights: Any) -> Array:
-    if "rows" in weights:
-        y = jnp.einsum("bd,fd->bf", x, weights["rows"].astype(x.dtype))
-    else:
-        y = x @ weights["kernel"].astype(x.dtype)
+    y = _by_rows(x, weights["rows"], x.dtype) if "rows" in weights else x @ weights["kernel"].astype(x.dtype)
     return int8.scaled(y, weights).astype(x.dtype) + weights["bias"][None]
+
+
+def _by_rows(x: Float[Array, "b d"], rows: Num[Array, "f d"], dtype: Any) -> Float[Array, "b f"]:
+    """``x rows^T``."""
+    rows = rows.astype(x.dtype)
+    if platform() != "cpu" or len(x) == 1:
+        return jnp.einsum("bd,fd->bf", x, rows, preferred_element_type=dtype)
+    product = jax.lax.dot_general(rows, x, (((1,), (1,)), ((), ())), preferred_element_type=dtype)
+    return jax.lax.optimization_barrier(product).T  # or the compiler would exchange the factors

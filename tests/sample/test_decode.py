@@ -37,7 +37,7 @@ def test_a_layer_goes_on_from_every_prompt_length(kind: Kind, form: str) -> None
     x = jax.random.normal(jax.random.key(0), (BATCH, T, WIDTH))
     lyrics = jax.random.normal(jax.random.key(1), (BATCH, LYRICS, WIDTH)) if kind is Kind.LYRICS else None
     expected, params = jax.jit(layer.init_with_output)(jax.random.key(2), x, lyrics)
-    weights = layer_weights(kind, params["params"], config.num_heads, jnp.float32, output_first=form == "scanned")
+    weights = layer_weights(kind, params["params"], config.num_heads, jnp.float32, stacked=form == "scanned")
 
     def steps(cache, known):
         """Outputs at positions known .. T, zeros before."""

@@ -68,7 +68,7 @@ def _cached(layer: Layer, params, x, lyrics):
         cache = jnp.zeros(kv_cache.shape(layer.kind, layer.sizes, x.shape[0], layer.config.attention_width))
 
     heads = layer.config.num_heads
-    weights = attention_weights(layer.kind, params["attention"], heads, jnp.float32, output_first=False)
+    weights = attention_weights(layer.kind, params["attention"], heads, jnp.float32)
 
     def step(cache, inputs):
         row, t = inputs
