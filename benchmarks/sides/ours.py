@@ -88,6 +88,7 @@ class Ours:
 
     def _prepare_prior(self, case: str, variables: Any) -> None:
         from jukebox_jax.models.prior import Prior
+        from jukebox_jax.sample.decode import weights
         from jukebox_jax.train.task import prior_task
 
         c, codes, rows = self.prior, self.inputs["codes"], self.size["batch"]
@@ -97,6 +98,7 @@ class Ours:
             batch = {"codes": codes[:rows], "y": label_rows(rows, c.window_samples)}
             return self._train(task, variables, batch, experiment)
         self.model, self.params, self.codes = Prior(c), variables["params"], codes
+        self.prepared = weights(self.model, self.params)  # once for all windows, as the sampler does
         greedy = partial(self._sample, 1, 0, self.size["new"] // 2, top_k=1)
         self.outputs = lambda: {"greedy": greedy(), "primed": self._sample(1, c.context_length - 16, 16, top_k=1)}
         return None
@@ -148,7 +150,7 @@ class Ours:
         y = label_rows(batch, self.prior.window_samples)
         drawn = sample_window(
             self.model, self.params, self.codes[:batch, :given], y, None, keys, start=0, num_steps=new,
-            settings=Settings(top_k=top_k), progress=progress,
+            settings=Settings(top_k=top_k), progress=progress, prepared=self.prepared,
         )  # fmt: skip
         return np.asarray(drawn.codes)
 

@@ -22,7 +22,7 @@ from jukebox_jax.parallel.mesh import platform
 from jukebox_jax.parallel.sharding import constrain, fetch, put, spread
 from jukebox_jax.types import UserError
 
-CHUNK = 64  # tokens per compiled scan; a shorter rest runs past the end of the window and is cut off
+CHUNK = 64  # tokens per compiled loop; but on a CPU a shorter rest runs past the end of the window and is cut off
 
 
 POSITIONS = ("batch", None, "mlp")  # how conditioning vectors lie: every device reads its part of a row
@@ -80,12 +80,13 @@ _prefill = jax.jit(prefill, static_argnums=0)
 
 def decode(
     model: Prior, num_steps: int, settings: Settings, keep_logits: bool,
-    weights, cache, cond: Conditioning, token: Int[Array, " b"], keys, position, offset,
+    weights, cache, cond: Conditioning, token: Int[Array, " b"], keys, position, offset, end=None,
 ):  # fmt: skip
     """Draw ``num_steps`` tokens from sequence position ``position`` on.
 
     ``weights``: from ``weights``. ``offset`` (b,) or scalar: what to add to a sequence position to get the position
     that the key is folded with. Returns the drawn tokens (b, num_steps), their logits (or None) and the caches.
+    ``end``: stop after that many steps, a traced number; what is not drawn is zero.
     """
 
     positions, draws = position + jnp.arange(num_steps), None
@@ -100,8 +101,23 @@ def decode(
         token = draw(drawn, logits, settings)
         return (cache, token), (token, logits if keep_logits else None)
 
-    (cache, _), (tokens, logits) = jax.lax.scan(step, (cache, token), (positions, draws))
+    loop = jax.lax.scan if end is None else functools.partial(_scan_until, end)
+    (cache, _), (tokens, logits) = loop(step, (cache, token), (positions, draws))
     return tokens.T, None if logits is None else jnp.swapaxes(logits, 0, 1), cache
+
+
+def _scan_until(end, step, carry, inputs):
+    """``lax.scan`` over the first ``end`` inputs; outputs of the others are zero."""
+    at = lambda i: jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), inputs)  # noqa: E731
+    outputs = jax.tree.map(
+        lambda y: jnp.zeros((len(jax.tree.leaves(inputs)[0]), *y.shape), y.dtype), jax.eval_shape(step, carry, at(0))[1]
+    )
+
+    def body(i, state):
+        carry, new = step(state[0], at(i))
+        return carry, jax.tree.map(lambda y, x: jax.lax.dynamic_update_index_in_dim(y, x, i, 0), state[1], new)
+
+    return jax.lax.fori_loop(0, end, body, (carry, outputs))
 
 
 _decode = jax.jit(decode, static_argnums=(0, 1, 2, 3), donate_argnums=5)
@@ -147,8 +163,10 @@ def sample_window(
     offset = np.broadcast_to(np.asarray(start, np.int32) - np.int32(config.merged_lyrics), batch)
     offset, token = spread((offset, token))
     for done in range(0, num_steps, chunk):
+        # Only a CPU can end early for nothing: a GPU would have to ask its host after every step.
+        end = min(chunk, num_steps - done) if platform() == "cpu" else None
         tokens, seen, cache = _decode(
-            model, chunk, settings, keep_logits, prepared, cache, cond, token, keys, known + done, offset
+            model, chunk, settings, keep_logits, prepared, cache, cond, token, keys, known + done, offset, end
         )
         token = spread(tokens[:, -1])
         drawn.append(tokens)

@@ -17,6 +17,7 @@ from jukebox_jax.models.layers import Layer
 from jukebox_jax.models.pattern import Kind
 from jukebox_jax.models.prior import Prior
 from jukebox_jax.ops.logits import Settings
+from jukebox_jax.sample import decode
 from jukebox_jax.sample.decode import sample_window
 from jukebox_jax.types import UserError
 
@@ -148,6 +149,24 @@ def test_chunks_and_neighbours_change_nothing() -> None:
     assert len({tuple(row) for row in together.tolist()}) == 3
     np.testing.assert_array_equal(draw([0, 1, 2], 3), together)
     np.testing.assert_array_equal(draw([2, 0], 3), together[[2, 0]])
+
+
+def test_a_loop_that_ends_early_draws_the_first_of_the_whole_one() -> None:
+    model = Prior(dataclasses.replace(UPSAMPLER, transformer=presets.Transformer(12, 12, 1, init_scale=20.0)))
+    params = jax.jit(functools.partial(model.init, method="initialise"))(jax.random.key(0))["params"]
+    cond = decode.condition(model, params, None, jnp.zeros((2, 6), jnp.int32))
+    keys, token = jax.random.split(jax.random.key(1), 2), jnp.zeros(2, jnp.int32)
+    run = jax.jit(functools.partial(decode.decode, model, 7, Settings(), True))
+
+    def draw(*end: int) -> tuple[np.ndarray, np.ndarray]:
+        cache = decode.empty_cache(model, 2, params, cond)
+        codes, logits, _ = run(decode.weights(model, params), cache, cond, token, keys, 0, 0, *end)
+        return np.asarray(codes), np.asarray(logits)
+
+    (codes, logits), (first_codes, first_logits) = draw(), draw(3)
+    np.testing.assert_array_equal(first_codes[:, :3], codes[:, :3])
+    np.testing.assert_allclose(first_logits[:, :3], logits[:, :3], rtol=1e-5, atol=1e-5)
+    assert not first_logits[:, 3:].any() and logits[:, 3:].all()
 
 
 def test_a_window_longer_than_the_context_is_refused() -> None:
