@@ -7,6 +7,7 @@ lengths share one compiled program. On a mesh (``mesh.use``) each device has its
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,10 +17,11 @@ from jaxtyping import Float, Int
 
 from jukebox_jax.models.vqvae import VQVAE
 from jukebox_jax.ops import conv_stack, quantize
+from jukebox_jax.parallel.mesh import platform
 from jukebox_jax.parallel.sharding import spread
 from jukebox_jax.types import UserError
 
-CHUNK = 1 << 18  # samples at once, about: 6 s at 44.1 kHz
+CHUNK = 1 << 18  # samples at once, about: 6 s at 44.1 kHz; on a CPU what suits its cache
 
 
 def encode_long(
@@ -28,9 +30,9 @@ def encode_long(
     audio: Float[np.ndarray, "b a 1"],
     levels: Sequence[int] | None = None,
     *,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
 ) -> list[Int[np.ndarray, "b t"]]:
-    """Codes of the given levels (None: all, bottom first): ``t = a // hop``, int32. ``chunk`` is in samples.
+    """Codes of the given levels (None: all, bottom first): ``t = a // hop``, int32. ``chunk``: samples at once.
 
     Raises ``UserError`` for audio shorter than one code.
     """
@@ -42,21 +44,24 @@ def encode_long(
 
 
 def decode_long(
-    model: VQVAE, variables: Mapping[str, Any], codes: Int[np.ndarray, "b t"], level: int, *, chunk: int = CHUNK
+    model: VQVAE, variables: Mapping[str, Any], codes: Int[np.ndarray, "b t"], level: int, *, chunk: int | None = None
 ) -> Iterator[Float[np.ndarray, "b p 1"]]:
-    """Audio of the codes of a level in pieces, ``t * hop`` samples together. ``chunk`` is in samples."""
+    """Audio of the codes of a level in pieces, ``t * hop`` samples together. ``chunk``: samples at once."""
     return _pieces(model, variables, codes.astype(np.int32), level, chunk, True)
 
 
 def _pieces(
-    model: VQVAE, variables: Any, signal: np.ndarray, level: int, chunk: int, decode: bool
+    model: VQVAE, variables: Any, signal: np.ndarray, level: int, chunk: int | None, decode: bool
 ) -> Iterator[np.ndarray]:
     hop = model.config.hop_lengths[level]
-    rows = max(1, chunk // hop) * (1 if decode else hop)
-    stack: Any = model.apply(variables, level, method="decoder" if decode else "encoder")
+    stack = _stack(model, level, decode, variables)
+    if chunk is None and platform() == "cpu":
+        rows = conv_stack.cached_rows(stack)
+    else:
+        rows = max(1, (chunk or CHUNK) // hop) * (1 if decode else hop)
     codebook = variables["codebook"][f"level_{level}"]["codebook"]
     batch, length = signal.shape[:2]
-    carry = spread(conv_stack.init_carry(stack, rows, batch))
+    carry = spread(_init_carry(stack, rows, batch))
     position, end = -conv_stack.timetable(stack, rows)[-1].lag, conv_stack.out_length(stack, length)
     for index in range(conv_stack.num_chunks(stack, rows, length)):
         piece = signal[:, index * rows : (index + 1) * rows]
@@ -65,7 +70,15 @@ def _pieces(
         carry, y = _advance(stack, codebook, carry, *step, decode=decode)
         start, position = position, position + y.shape[1]
         if position > 0:
-            yield np.asarray(y[:, max(0, -start) : end - start])
+            yield np.asarray(y)[:, max(0, -start) : end - start]
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _stack(model: VQVAE, level: int, decode: bool, variables: Any) -> Any:
+    return model.apply(variables, level, method="decoder" if decode else "encoder")
+
+
+_init_carry = jax.jit(conv_stack.init_carry, static_argnums=(1, 2))
 
 
 def advance(

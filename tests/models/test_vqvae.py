@@ -79,8 +79,10 @@ def test_a_level_needs_its_own_variables_only(variables) -> None:
     run({"params": {"decoder_1": p["decoder_1"]}, "codebook": variables["codebook"]}, codes, 1, method="decode")
 
 
-def test_long_signals(variables) -> None:
-    x, chunk = noise(2, 331, 1), 64
+@pytest.mark.parametrize("chunk", [64, None])  # None: what suits the cache of a CPU
+def test_long_signals(variables, chunk, monkeypatch) -> None:
+    monkeypatch.setattr(conv_stack, "CACHE", 500)
+    x = noise(2, 331, 1)
     expected = run(variables, x, method="encode")
     found = encode_long(MODEL, variables, np.asarray(x), chunk=chunk)
     for level, (mine, theirs) in enumerate(zip(found, expected, strict=True)):
