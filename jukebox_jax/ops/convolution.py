@@ -94,27 +94,21 @@ def windowed_residual(
     products instead of six; the difference is a rounding error.
     """
 
-    def finish(h: Float[Array, "... o"], x: Float[Array, "... d"]) -> Float[Array, "... d"]:
-        h = jax.nn.relu(h + bias.reshape((1,) * (h.ndim - 1) + (-1,)))
-        return x + scale * (product(h, out_kernel[0]) + out_bias.reshape((1,) * (h.ndim - 1) + (-1,)))
-
     batch, rows, width = x.shape
-    length = rows - 2 * dilation
+    length, hidden = rows - 2 * dilation, kernel.shape[2]
     r = jax.nn.relu(x)
     if length % (2 * dilation):
         first, second, third = (product(r[:, i * dilation : i * dilation + length], kernel[i]) for i in range(3))
-        return finish(first + second + third, x[:, dilation:-dilation])
-
-    def phases(x: Float[Array, "b t d"]) -> list[Float[Array, "b n k d"]]:
-        split = x.reshape(batch, -1, 2, dilation, width)
-        return [split[:, :-1, 0], split[:, :-1, 1], split[:, 1:, 0], split[:, 1:, 1]]
-
-    r0, r1, r2, r3 = phases(r)
-    k0, k1, k2 = kernel
-    even, odd = product(r1 + r2, (k0 + k1 + k2) / 2), product(r2 - r1, (k0 - k1 + k2) / 2)
-    _, x1, x2, _ = phases(x)
-    y = [finish(product(r0 - r2, k0) + even + odd, x1), finish(even - odd - product(r1 - r3, k2), x2)]
-    return jnp.stack(y, axis=2).reshape(batch, length, width)
+        h = first + second + third
+    else:
+        pairs = r.reshape(batch, -1, 2, dilation, width)
+        r0, r1, r2, r3 = pairs[:, :-1, 0], pairs[:, :-1, 1], pairs[:, 1:, 0], pairs[:, 1:, 1]
+        k0, k1, k2 = kernel
+        even, odd = product(r1 + r2, (k0 + k1 + k2) / 2), product(r2 - r1, (k0 - k1 + k2) / 2)
+        both = product(r0 - r2, k0) + even + odd, even - odd - product(r1 - r3, k2)
+        h = jnp.stack(both, axis=2).reshape(batch, length, hidden)
+    h = jax.nn.relu(h + bias.reshape(1, 1, -1))
+    return x[:, dilation:-dilation] + scale * (product(h, out_kernel[0]) + out_bias.reshape(1, 1, -1))
 
 
 def product(x: Float[Array, "*b d"], matrix: Float[Array, "d o"]) -> Float[Array, "*b o"]:
