@@ -146,7 +146,7 @@ def _fail(where: str, message: str) -> int:
     lines = message.splitlines()
     rows = [line for line in lines if line.startswith("  ")]
     line = " ".join(word for line in lines if line not in rows for word in line.split())
-    print("\n".join([f"{where}: error: {line}", *rows]), file=sys.stderr)
+    sys.stderr.write("\n".join([f"{where}: error: {line}", *rows]) + "\n")
     return 2
 
 

@@ -125,7 +125,8 @@ class Job:
         self._tell(message)
         why = " ".join(str(message["why"]).split())
         me = f"process {self.index + 1} of {self.count}"
-        print(f"jukebox: error: {me}: process {message['failed'] + 1} failed: {why}", file=sys.stderr)
+        # Line and end in one: the other thread may be about to say the same.
+        sys.stderr.write(f"jukebox: error: {me}: process {message['failed'] + 1} failed: {why}\n")
         self._let_go()
         _leave(message["code"])
 

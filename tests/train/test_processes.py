@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from jukebox_jax import config
+from jukebox_jax import __main__, config
 from jukebox_jax.train import loop
 from jukebox_jax.train.experiment import from_config
 
@@ -46,3 +47,11 @@ def test_two_configs_end_both_processes(hosts: ModuleType, folder: Path):
     message = "config.optimizer.beta1 is 0.8 on process 1 and 0.9 on process 2"
     hosts.ended_alike(hosts.Run(folder, "new", 2, each=beta), 2, message)
     assert not (folder / "new").exists()
+
+
+def test_a_line_of_an_error_is_written_at_once(monkeypatch: pytest.MonkeyPatch):
+    """Or another thread's, about the same failure, could stand between the line and its end."""
+    written = []
+    monkeypatch.setattr(sys, "stderr", SimpleNamespace(write=written.append))
+    assert __main__._fail("jukebox train", "the processes\ndiffer") == 2
+    assert written == ["jukebox train: error: the processes differ\n"]
