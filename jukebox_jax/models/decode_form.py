@@ -110,14 +110,13 @@ def layer_weights(kind: Kind, params: dict[str, Any], num_heads: int, dtype: Any
     cast = lambda tree: jax.tree.map(lambda p: p.astype(dtype), tree)  # noqa: E731
     mlp = {"in": cast(params["mlp"]["in"]), "out": cast(params["mlp"]["out"])}
     norms = {"norm_0": params["norm_0"], "norm_1": params["norm_1"]}
-    attention = attention_weights(kind, params["attention"], num_heads, dtype)
-    matrices = {"qkv": _output_first(attention["qkv"]), "output": attention["output"]} | mlp
-    return norms | (matrices if stacked else jax.tree.map(_output_first, matrices, is_leaf=lambda x: "bias" in x))
+    parts = attention_weights(kind, params["attention"], num_heads, dtype) | mlp
+    return norms | {n: _output_first(part) if n == "qkv" or not stacked else part for n, part in parts.items()}
 
 
 def _output_first(part: dict[str, Array]) -> dict[str, Array]:
     """A product's weights, its (stacked) matrix with an output to a row."""
-    return {"rows": jnp.swapaxes(part["kernel"], -1, -2), "bias": part["bias"]} if "kernel" in part else part
+    return {"rows": jnp.swapaxes(part["kernel"], -1, -2), "bias": part["bias"]}
 
 
 def attention_weights(kind: Kind, params: dict[str, Any], num_heads: int, dtype: Any) -> dict[str, Any]:

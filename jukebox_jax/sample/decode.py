@@ -22,7 +22,7 @@ from jukebox_jax.parallel.mesh import platform
 from jukebox_jax.parallel.sharding import constrain, fetch, put, spread
 from jukebox_jax.types import UserError
 
-CHUNK = 64  # tokens per compiled loop; but on a CPU a shorter rest runs past the end of the window and is cut off
+CHUNK = 64  # tokens per compiled loop; a shorter rest runs past the end of the window and is cut off, except on a CPU
 
 
 POSITIONS = ("batch", None, "mlp")  # how conditioning vectors lie: every device reads its part of a row
