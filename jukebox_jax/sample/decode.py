@@ -23,7 +23,8 @@ from jukebox_jax.parallel.sharding import constrain, fetch, put, spread
 from jukebox_jax.types import UserError
 
 CHUNK = 64  # tokens per compiled loop; a shorter rest runs past the end of the window and is cut off, except on a CPU
-
+WIDE = 16  # rows from which on XLA:CPU's products by Eigen are faster than those by YNN (benchmarks/README.md)
+_WIDE = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 POSITIONS = ("batch", None, "mlp")  # how conditioning vectors lie: every device reads its part of a row
 _PLAIN = Settings()
@@ -120,7 +121,21 @@ def _scan_until(end, step, carry, inputs):
     return jax.lax.fori_loop(0, end, body, (carry, outputs))
 
 
-_decode = jax.jit(decode, static_argnums=(0, 1, 2, 3), donate_argnums=5)
+@functools.cache
+def _compiled(rows: int) -> Any:
+    """``decode``, jitted for batches of so many rows."""
+    options = _WIDE if rows >= WIDE and platform() == "cpu" and _known() else {}
+    return jax.jit(decode, static_argnums=(0, 1, 2, 3), donate_argnums=5, compiler_options=options)
+
+
+@functools.cache
+def _known() -> bool:
+    """Whether this jaxlib knows the options ``_WIDE``."""
+    try:
+        jax.jit(lambda: 0, compiler_options=_WIDE).lower().compile()
+    except Exception:  # jax's JaxRuntimeError is no public name in all versions
+        return False
+    return True
 
 
 def sample_window(
@@ -165,7 +180,7 @@ def sample_window(
     for done in range(0, num_steps, chunk):
         # Only a CPU can end early for nothing: a GPU would have to ask its host after every step.
         end = min(chunk, num_steps - done) if platform() == "cpu" else None
-        tokens, seen, cache = _decode(
+        tokens, seen, cache = _compiled(batch)(
             model, chunk, settings, keep_logits, prepared, cache, cond, token, keys, known + done, offset, end
         )
         token = spread(tokens[:, -1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -127,6 +128,23 @@ def test_a_window_goes_on_from_every_prompt_length(preset: presets.Prior) -> Non
         np.testing.assert_array_equal(drawn.codes[:, known:], np.maximum(drawn.raw - preset.lyric_vocabulary, 0))
 
 
+@pytest.fixture(params=["all narrow", "three are wide", "no such option"])
+def wide(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Batches from which on a CPU's program is compiled otherwise; the option may be one that XLA has no more."""
+    caches = decode._compiled, decode._known
+    if request.param != "all narrow":
+        monkeypatch.setattr(decode, "WIDE", 3)
+    if request.param == "no such option":
+        monkeypatch.setattr(decode, "_WIDE", {"xla_no_such_option": ""})
+    for cache in caches:
+        cache.cache_clear()
+    assert decode._known() == (request.param != "no such option")
+    yield
+    for cache in caches:
+        cache.cache_clear()
+
+
+@pytest.mark.usefixtures("wide")
 def test_chunks_and_neighbours_change_nothing() -> None:
     """A draw depends on its item's key and on its place, not on chunks or on what else stands in the batch."""
     shallow = dataclasses.replace(UPSAMPLER, transformer=presets.Transformer(12, 12, 1, init_scale=20.0))
