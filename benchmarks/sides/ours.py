@@ -71,15 +71,16 @@ class Ours:
     def _prepare_vqvae(self, case: str, variables: Any) -> None:
         from jukebox_jax.models.vqvae import VQVAE
         from jukebox_jax.models.vqvae_loss import Bandwidth
+        from jukebox_jax.parallel.products import eigen_jit
         from jukebox_jax.train.task import vqvae_task
 
         jax, model, audio, codes = self.jax, VQVAE(self.vqvae), self.inputs["audio"], self.inputs["codes"]
         if case == "encode":
-            encode = jax.jit(partial(model.apply, method="encode"))
+            encode = eigen_jit(partial(model.apply, method="encode"))
             self.run = lambda: jax.block_until_ready(encode(variables, audio))
             self.outputs = lambda: {f"codes_{i}": np.asarray(codes) for i, codes in enumerate(self.run())}
         elif case == "decode":
-            decode = jax.jit(partial(model.apply, method="decode"), static_argnums=2)
+            decode = eigen_jit(partial(model.apply, method="decode"), static_argnums=2)
             self.run = lambda: jax.block_until_ready(decode(variables, codes, 0))
             self.outputs = lambda: {"audio": np.asarray(self.run())}
         else:

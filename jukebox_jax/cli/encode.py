@@ -139,6 +139,7 @@ def _dataset(args: argparse.Namespace, preset: Any) -> int:
     from jukebox_jax.checkpoint import bundle
     from jukebox_jax.data import codes
     from jukebox_jax.parallel.mesh import make_mesh, parse_mesh, use
+    from jukebox_jax.parallel.products import eigen_jit
     from jukebox_jax.parallel.sharding import batch_sharding, replicated
     from jukebox_jax.train.experiment import from_config
     from jukebox_jax.train.inputs import open_inputs
@@ -166,7 +167,7 @@ def _dataset(args: argparse.Namespace, preset: Any) -> int:
     if args.batch_size % at_once:
         raise UserError(f"--batch_size={args.batch_size} does not spread over {at_once} devices: take a multiple")
     variables = jax.device_put(variables, replicated(mesh))
-    compiled = jax.jit(lambda variables, audio: encode_batch(preset, variables, audio, levels, at_once))
+    compiled = eigen_jit(lambda variables, audio: encode_batch(preset, variables, audio, levels, at_once))
 
     def encode(audio: np.ndarray) -> dict[str, np.ndarray]:
         with use(mesh):

@@ -104,11 +104,11 @@ def _level(args: argparse.Namespace, config: Any, variables: Any, level: int) ->
 
 def _prior(args: argparse.Namespace, vqvae: Any, variables: Any, config: Any) -> dict[str, Any]:
     """Figures of one prior."""
-    import jax
 
     from jukebox_jax.checkpoint import bundle
     from jukebox_jax.data.labels import Labeller, Vocabulary
     from jukebox_jax.evaluate import codes, score
+    from jukebox_jax.parallel.products import eigen_jit
     from jukebox_jax.train.task import encode_batch
 
     labeller = None
@@ -119,7 +119,7 @@ def _prior(args: argparse.Namespace, vqvae: Any, variables: Any, config: Any) ->
         _open(args, split, config.window_samples, vqvae.sample_rate, labeller) for split in (args.split, "train")
     )
     levels = (config.level,) if config.upsampling is None else (config.level, config.level + 1)
-    encode = jax.jit(lambda variables, audio: encode_batch(vqvae, variables, audio, levels))
+    encode = eigen_jit(lambda variables, audio: encode_batch(vqvae, variables, audio, levels))
     enough = -(-codes.COUNTS_PER_CODE * config.codebook_size // config.context_length)
     title = f"prior, level {config.level}"
     return _sample(scored, args.items) | score.figures(

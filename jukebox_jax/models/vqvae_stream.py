@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from jukebox_jax.models.vqvae import VQVAE
 from jukebox_jax.ops import conv_stack, quantize
 from jukebox_jax.parallel.mesh import platform
+from jukebox_jax.parallel.products import eigen_jit
 from jukebox_jax.parallel.sharding import spread
 from jukebox_jax.types import UserError
 
@@ -92,4 +93,4 @@ def advance(
     return carry, y if decode else quantize.nearest_codes(y, codebook)[0]
 
 
-_advance = jax.jit(advance, static_argnames="decode", donate_argnames="carry")
+_advance = eigen_jit(advance, static_argnames="decode", donate_argnames="carry")

@@ -19,12 +19,12 @@ from jukebox_jax.models import decode_form
 from jukebox_jax.models.prior import Conditioning, Prior
 from jukebox_jax.ops.logits import Settings, draw, noise
 from jukebox_jax.parallel.mesh import platform
+from jukebox_jax.parallel.products import by_eigen
 from jukebox_jax.parallel.sharding import constrain, fetch, put, spread
 from jukebox_jax.types import UserError
 
 CHUNK = 64  # tokens per compiled loop; a shorter rest runs past the end of the window and is cut off, except on a CPU
-WIDE = 16  # rows from which on XLA:CPU's products by Eigen are faster than those by YNN (benchmarks/README.md)
-_WIDE = {"xla_cpu_experimental_ynn_fusion_type": ""}
+WIDE = 16  # rows from which on a CPU's steps are faster with Eigen's products (benchmarks/README.md)
 
 POSITIONS = ("batch", None, "mlp")  # how conditioning vectors lie: every device reads its part of a row
 _PLAIN = Settings()
@@ -122,20 +122,10 @@ def _scan_until(end, step, carry, inputs):
 
 
 @functools.cache
-def _compiled(rows: int) -> Any:
-    """``decode``, jitted for batches of so many rows."""
-    options = _WIDE if rows >= WIDE and platform() == "cpu" and _known() else {}
+def _compiled(eigen: bool) -> Any:
+    """``decode``, jitted."""
+    options = by_eigen() if eigen else None
     return jax.jit(decode, static_argnums=(0, 1, 2, 3), donate_argnums=5, compiler_options=options)
-
-
-@functools.cache
-def _known() -> bool:
-    """Whether this jaxlib knows the options ``_WIDE``."""
-    try:
-        jax.jit(lambda: 0, compiler_options=_WIDE).lower().compile()
-    except Exception:  # jax's JaxRuntimeError is no public name in all versions
-        return False
-    return True
 
 
 def sample_window(
@@ -180,7 +170,7 @@ def sample_window(
     for done in range(0, num_steps, chunk):
         # Only a CPU can end early for nothing: a GPU would have to ask its host after every step.
         end = min(chunk, num_steps - done) if platform() == "cpu" else None
-        tokens, seen, cache = _compiled(batch)(
+        tokens, seen, cache = _compiled(batch >= WIDE and platform() == "cpu")(
             model, chunk, settings, keep_logits, prepared, cache, cond, token, keys, known + done, offset, end
         )
         token = spread(tokens[:, -1])

@@ -12,6 +12,7 @@ from jax.sharding import AbstractMesh, Mesh
 
 from jukebox_jax import presets
 from jukebox_jax.parallel.mesh import platform
+from jukebox_jax.parallel.products import by_eigen
 from jukebox_jax.parallel.sharding import replicated
 from jukebox_jax.train.experiment import Experiment
 from jukebox_jax.train.optimizer import AdamState, adam, update_ema
@@ -73,7 +74,9 @@ def jit_step(loss: Loss, experiment: Experiment, where: TrainState, mesh: Mesh |
         loss, adam(experiment.optimizer), ema_decay=experiment.ema_decay, ema_every=experiment.ema.every,
         accumulate=parts_of_batch(experiment, mesh),
     )  # fmt: skip
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings(where), replicated(mesh)))
+    options = by_eigen() if isinstance(experiment.model, presets.VQVAE) else None
+    places = shardings(where), replicated(mesh)
+    return jax.jit(step, donate_argnums=0, out_shardings=places, compiler_options=options)
 
 
 def parts_of_batch(experiment: Experiment, mesh: Mesh | AbstractMesh) -> int:

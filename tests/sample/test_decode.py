@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -128,20 +127,11 @@ def test_a_window_goes_on_from_every_prompt_length(preset: presets.Prior) -> Non
         np.testing.assert_array_equal(drawn.codes[:, known:], np.maximum(drawn.raw - preset.lyric_vocabulary, 0))
 
 
-@pytest.fixture(params=["all narrow", "three are wide", "no such option"])
-def wide(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Batches from which on a CPU's program is compiled otherwise; the option may be one that XLA has no more."""
-    caches = decode._compiled, decode._known
+@pytest.fixture(params=["all narrow", "three are wide"])
+def wide(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches from which on a CPU's program is compiled otherwise."""
     if request.param != "all narrow":
         monkeypatch.setattr(decode, "WIDE", 3)
-    if request.param == "no such option":
-        monkeypatch.setattr(decode, "_WIDE", {"xla_no_such_option": ""})
-    for cache in caches:
-        cache.cache_clear()
-    assert decode._known() == (request.param != "no such option")
-    yield
-    for cache in caches:
-        cache.cache_clear()
 
 
 @pytest.mark.usefixtures("wide")
