@@ -77,18 +77,23 @@ def main(args: argparse.Namespace) -> int:
 def jukebox(*words: str) -> None:
     """Print a command and run it, in a process of its own. Ends the program with its exit code unless that is 0."""
     print(f"\n$ {shlex.join(['jukebox', *words])}", flush=True)
-    process = subprocess.Popen([sys.executable, "-m", "jukebox_jax", *words])
-    stopped = []
+    stopped: list[int] = []
+    process = None
 
     def stop(number: int, _: Any) -> None:
         stopped.append(number)
-        process.terminate()
+        if process is not None:
+            process.terminate()
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = signal.signal(signal.SIGTERM, stop)  # first, so that no signal finds neither a handler nor a command
     try:
+        process = subprocess.Popen([sys.executable, "-m", "jukebox_jax", *words])
+        if stopped:
+            process.terminate()
         code = process.wait()
     except KeyboardInterrupt:  # the terminal has told the command too; let it save
-        process.wait()
+        if process is not None:
+            process.wait()
         raise
     finally:
         signal.signal(signal.SIGTERM, before)

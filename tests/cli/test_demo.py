@@ -114,6 +114,27 @@ def test_sigterm_reaches_the_command(monkeypatch, tmp_path):
     assert (tmp_path / "saved").read_text() == "saved\n"
 
 
+def test_sigterm_while_the_command_starts(monkeypatch):
+    class Started:
+        """A command; it is told to end before its starter knows of it."""
+
+        def __init__(self, _) -> None:
+            self.told = False
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        def terminate(self) -> None:
+            self.told = True
+
+        def wait(self) -> int:
+            assert self.told
+            return 0
+
+    monkeypatch.setattr(demo.subprocess, "Popen", Started)
+    with pytest.raises(SystemExit) as stop:
+        demo.jukebox("train")
+    assert stop.value.code == 128 + signal.SIGTERM
+
+
 @pytest.mark.parametrize("effort", ["0", "-1", "nan"])
 def test_effort_must_be_positive(effort):
     with pytest.raises(UserError, match="allowed are numbers above 0"):
