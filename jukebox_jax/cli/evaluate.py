@@ -104,7 +104,6 @@ def _level(args: argparse.Namespace, config: Any, variables: Any, level: int) ->
 
 def _prior(args: argparse.Namespace, vqvae: Any, variables: Any, config: Any) -> dict[str, Any]:
     """Figures of one prior."""
-
     from jukebox_jax.checkpoint import bundle
     from jukebox_jax.data.labels import Labeller, Vocabulary
     from jukebox_jax.evaluate import codes, score

@@ -19,12 +19,12 @@ from jukebox_jax.models import decode_form
 from jukebox_jax.models.prior import Conditioning, Prior
 from jukebox_jax.ops.logits import Settings, draw, noise
 from jukebox_jax.parallel.mesh import platform
-from jukebox_jax.parallel.products import by_eigen
+from jukebox_jax.parallel.products import eigen_jit
 from jukebox_jax.parallel.sharding import constrain, fetch, put, spread
 from jukebox_jax.types import UserError
 
 CHUNK = 64  # tokens per compiled loop; a shorter rest runs past the end of the window and is cut off, except on a CPU
-WIDE = 16  # rows from which on a CPU's steps are faster with Eigen's products (benchmarks/README.md)
+WIDE = 16  # rows from which on, on a CPU, steps are faster with Eigen's products (benchmarks/README.md)
 
 POSITIONS = ("batch", None, "mlp")  # how conditioning vectors lie: every device reads its part of a row
 _PLAIN = Settings()
@@ -121,11 +121,8 @@ def _scan_until(end, step, carry, inputs):
     return jax.lax.fori_loop(0, end, body, (carry, outputs))
 
 
-@functools.cache
-def _compiled(eigen: bool) -> Any:
-    """``decode``, jitted."""
-    options = by_eigen() if eigen else None
-    return jax.jit(decode, static_argnums=(0, 1, 2, 3), donate_argnums=5, compiler_options=options)
+_decode = jax.jit(decode, static_argnums=(0, 1, 2, 3), donate_argnums=5)
+_decode_wide = eigen_jit(decode, static_argnums=(0, 1, 2, 3), donate_argnums=5)
 
 
 def sample_window(
@@ -167,10 +164,11 @@ def sample_window(
     chunk = min(chunk, config.context_length)
     offset = np.broadcast_to(np.asarray(start, np.int32) - np.int32(config.merged_lyrics), batch)
     offset, token = spread((offset, token))
+    step = _decode_wide if batch >= WIDE else _decode
     for done in range(0, num_steps, chunk):
         # Only a CPU can end early for nothing: a GPU would have to ask its host after every step.
         end = min(chunk, num_steps - done) if platform() == "cpu" else None
-        tokens, seen, cache = _compiled(batch >= WIDE and platform() == "cpu")(
+        tokens, seen, cache = step(
             model, chunk, settings, keep_logits, prepared, cache, cond, token, keys, known + done, offset, end
         )
         token = spread(tokens[:, -1])

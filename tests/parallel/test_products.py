@@ -15,7 +15,6 @@ def text(**options) -> str:
     return str(jax.jit(jnp.matmul, **options).lower(x, x).compile().as_text())
 
 
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the option is a CPU's")
 def test_products_are_eigens() -> None:
     assert "ynn" in text()
     assert "ynn" not in text(compiler_options=products.by_eigen())

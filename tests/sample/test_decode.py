@@ -127,16 +127,10 @@ def test_a_window_goes_on_from_every_prompt_length(preset: presets.Prior) -> Non
         np.testing.assert_array_equal(drawn.codes[:, known:], np.maximum(drawn.raw - preset.lyric_vocabulary, 0))
 
 
-@pytest.fixture(params=["all narrow", "three are wide"])
-def wide(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Batches from which on a CPU's program is compiled otherwise."""
-    if request.param != "all narrow":
-        monkeypatch.setattr(decode, "WIDE", 3)
-
-
-@pytest.mark.usefixtures("wide")
-def test_chunks_and_neighbours_change_nothing() -> None:
+@pytest.mark.parametrize("wide", [decode.WIDE, 3], ids=["all narrow", "three are wide"])
+def test_chunks_and_neighbours_change_nothing(wide: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A draw depends on its item's key and on its place, not on chunks or on what else stands in the batch."""
+    monkeypatch.setattr(decode, "WIDE", wide)
     shallow = dataclasses.replace(UPSAMPLER, transformer=presets.Transformer(12, 12, 1, init_scale=20.0))
     model = Prior(shallow)
     params = jax.jit(functools.partial(model.init, method="initialise"))(jax.random.key(0))["params"]
