@@ -38,6 +38,9 @@ start)
   fi
   rm -f run.code
   export PATH="$HOME/jukebox_venv/bin:$PATH"
+  # What the first host has compiled is read by all of them when a lost machine is made anew.
+  if mountpoint -q "/bucket"; then compiled=/bucket/compiled; else compiled="$HOME/.cache/jukebox_jax"; fi
+  export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$compiled}"
   # The trap lets the shell outlive a SIGTERM to the group, so that it can note how the command ended.
   setsid nohup bash -c 'echo $$ >run.pid; trap : TERM; "$@"; echo $? >run.code' start "$@" >>run.log 2>&1 </dev/null &
   while ! test -s run.pid || ! { alive || test -e run.code; }; do sleep 0.1; done

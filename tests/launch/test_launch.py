@@ -266,6 +266,7 @@ def test_a_host_keeps_a_command_and_knows_how_it_ended(tmp_path: Path, run):
     assert state() == "idle"
     saves = (
         "import signal, sys, time\nsignal.signal(15, lambda *_: (print('saved'), sys.exit(130)))\nprint(sys.argv[1])"
+        "\nimport os\nprint(os.environ['JAX_COMPILATION_CACHE_DIR'])"
     )
     saves += "\nsys.stdout.flush()\ntime.sleep(60)"
     assert host("start", sys.executable, "-c", saves, "it's here").returncode == 0
@@ -277,6 +278,7 @@ def test_a_host_keeps_a_command_and_knows_how_it_ended(tmp_path: Path, run):
         time.sleep(0.02)
     host("stop")
     assert state() == "ended 130" and "saved" in log.read_text()
+    assert os.environ.get("JAX_COMPILATION_CACHE_DIR", ".cache/jukebox_jax") in log.read_text()
     host("start", "false")
     while state() == "running":
         time.sleep(0.02)
@@ -289,8 +291,10 @@ def test_sky_gives_each_node_its_place(tmp_path: Path):
     task = yaml.safe_load((LAUNCH / "sky.yaml").read_text())
     shown = subprocess.run(
         ["bash", "-c", task["run"]], capture_output=True, text=True, check=True,
-        env=os.environ | {"COMMAND": "printf '%s\\n' 'a b'", "EXTRA": "gpu", "SKYPILOT_NUM_NODES": "2",
+        env=os.environ | {"COMMAND": "printf '%s\\n' $JAX_COMPILATION_CACHE_DIR 'a b'", "EXTRA": "gpu",
+                          "JAX_COMPILATION_CACHE_DIR": "", "SKYPILOT_NUM_NODES": "2",
                           "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2", "SKYPILOT_NODE_RANK": "1"},
     ).stdout.splitlines()  # fmt: skip
-    assert shown == ["a b", "--coordinator=10.0.0.1:8476", "--num_processes=2", "--process_id=1"]
+    place = ["--coordinator=10.0.0.1:8476", "--num_processes=2", "--process_id=1"]
+    assert shown == ["/bucket/compiled", "a b", *place]
     assert task["file_mounts"]["/bucket"]["source"] == "gs://${BUCKET}"
