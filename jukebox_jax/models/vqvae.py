@@ -11,9 +11,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jukebox_jax.models.resnet import Conv, DecoderConvBlock, EncoderConvBlock
-from jukebox_jax.ops import conv_products, conv_stack, quantize
+from jukebox_jax.ops import conv_packed, conv_products, conv_stack, quantize
 from jukebox_jax.ops.conv_stack import Layer, Stack
 from jukebox_jax.parallel.mesh import platform
+from jukebox_jax.parallel.sharding import on_rows
 from jukebox_jax.presets import VQVAE as Config
 from jukebox_jax.types import UserError, choose
 
@@ -113,7 +114,7 @@ class VQVAE(nn.Module):
 
     def encode_level(self, audio: Float[Array, "b a 1"], level: int) -> Int[Array, "b t"]:
         """Codes of one level; only its encoder runs."""
-        latents = conv_stack.forward(self.encoder(level), audio.astype(self.dtype))
+        latents = conv_stack.forward(self.encoder(level), audio.astype(self.dtype), at_once=at_once)
         return quantize.nearest_codes(latents.astype(jnp.float32), self.codebook(level).codebook)[0]
 
     def encode(self, audio: Float[Array, "b a 1"], levels: Sequence[int] | None = None) -> list[Int[Array, "b t"]]:
@@ -123,7 +124,7 @@ class VQVAE(nn.Module):
     def decode(self, codes: Int[Array, "b t"], level: int) -> Float[Array, "b a 1"]:
         """Audio of the codes of one level; only its decoder runs."""
         lookup = partial(quantize.dequantize, codebook=self.codebook(level).codebook.astype(self.dtype))
-        return conv_stack.forward(self.decoder(level), codes, lookup).astype(jnp.float32)
+        return conv_stack.forward(self.decoder(level), codes, lookup, at_once).astype(jnp.float32)
 
     def __call__(self, audio: Float[Array, "b a 1"]) -> list[Float[Array, "b a 1"]]:
         """Reconstructions from every level, bottom first. Touches every variable, so ``init`` calls it."""
@@ -135,7 +136,14 @@ class VQVAE(nn.Module):
 def whole(stack: Stack, x: Float[Array, "b t d"]) -> Float[Array, "b u o"]:
     """A stack on a whole signal, to differentiate: on one CPU in matrix products, one example after the other."""
     alone = platform() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1
-    return (conv_products if alone and x.dtype == jnp.float32 else conv_stack).whole(stack, x)
+    return conv_products.whole(stack, x) if alone and x.dtype == jnp.float32 else at_once(stack, x)
+
+
+def at_once(stack: Stack, x: Float[Array, "b t d"]) -> Float[Array, "b u o"]:
+    """A stack on a whole signal in convolutions, as the platform likes its channels."""
+    if platform() != "tpu":
+        return conv_stack.whole(stack, x)
+    return on_rows(lambda x, stack: conv_packed.whole(stack, x), x, stack)
 
 
 def check(config: Config) -> None:

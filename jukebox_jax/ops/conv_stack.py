@@ -71,12 +71,12 @@ def out_length(stack: Stack, length: Any) -> Any:
 def whole(stack: Stack, x: Float[Array, "b t d"]) -> Float[Array, "b u o"]:
     """The stack on a whole signal, in XLA's convolutions: the definition, and the form to differentiate."""
     for layer, arrays in stack:
-        x = _apply(layer, arrays, x, layer.left)
+        x = apply(layer, arrays, x, layer.left)
     return x
 
 
-def _apply(layer: Layer, arrays: Sequence[Any], x: Float[Array, "b t d"], padding: int) -> Float[Array, "b u o"]:
-    """``padding``: ``layer.left``, or 0 if the context is in ``x``."""
+def apply(layer: Layer, arrays: Sequence[Any], x: Float[Array, "b t d"], padding: int) -> Float[Array, "b u o"]:
+    """One layer. ``padding``: ``layer.left``, or 0 if the context is in ``x``."""
     kernel, bias = arrays[0], arrays[1].reshape(1, 1, -1)
     if layer.kind == "conv":
         return convolution.conv(x, kernel, stride=layer.stride, padding=padding) + bias
@@ -144,7 +144,7 @@ def _advance(stack: Stack, carry: Sequence[Any], x: Any, index: Any, length: Any
         window = jnp.concatenate([before, x], axis=1)
         kept.append(window[:, station.rows_in :])
         window = window[:, : window.shape[1] - station.waiting]
-        x = apply_products(layer, arrays, window) if products else _apply(layer, arrays, window, 0)
+        x = apply_products(layer, arrays, window) if products else apply(layer, arrays, window, 0)
         length = length * layer.up // layer.down
         x = _inside(x, index * station.rows_out - station.lag, length)
     return kept, x
@@ -186,20 +186,21 @@ def cached_rows(stack: Stack) -> int:
 
 
 def forward(
-    stack: Stack, x: Array, first: Callable[[Array], Float[Array, "b t d"]] = lambda x: x
-) -> Float[Array, "b u o"]:
-    """``whole(stack, first(x))``, not to be differentiated: on a CPU a long signal in chunks that fit its cache.
+    stack: Stack, x: Array, first: Callable[[Array], Float[Array, "b t d"]] = lambda x: x,
+    at_once: Callable[[Stack, Array], Float[Array, "b u o"]] = whole,
+) -> Float[Array, "b u o"]:  # fmt: skip
+    """``at_once(stack, first(x))``, not to be differentiated: on a CPU a long signal in chunks that fit its cache.
 
     ``first`` acts on rows, the second axis.
     """
     rows = cached_rows(stack) if stack else x.shape[1]
 
-    def at_once(stack: Stack, x: Array) -> Float[Array, "b u o"]:
-        return whole(stack, first(x))
+    def unchunked(stack: Stack, x: Array) -> Float[Array, "b u o"]:
+        return at_once(stack, first(x))
 
     if x.shape[1] < 4 * rows:
-        return at_once(stack, x)
-    return lax.platform_dependent(stack, x, cpu=partial(chunked, rows=rows, first=first), default=at_once)
+        return unchunked(stack, x)
+    return lax.platform_dependent(stack, x, cpu=partial(chunked, rows=rows, first=first), default=unchunked)
 
 
 def chunked(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jukebox_jax.ops import conv_products, conv_stack, convolution
+from jukebox_jax.models import vqvae
+from jukebox_jax.ops import conv_packed, conv_products, conv_stack, convolution
 from jukebox_jax.ops.conv_stack import Layer, Stack
 
 RNG = np.random.default_rng(0)
@@ -122,17 +125,59 @@ def test_chunks_suit_strides_and_dilations() -> None:
     assert conv_stack.chunk_rows(stack, 1) == 4
 
 
+def same_gradients(stack: Stack, x: jax.Array, form) -> None:
+    """``form`` against the definition: a scalar of its output, and the gradients of weights and signal."""
+    layers, weights = zip(*stack, strict=True)
+
+    def found(form):
+        loss = lambda arrays: jnp.sum(jnp.sin(form(list(zip(layers, arrays[0], strict=True)), arrays[1])))  # noqa: E731
+        return jax.jit(jax.value_and_grad(loss))((weights, x))
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5 * float(jnp.max(jnp.abs(b)))),
+        found(form), found(conv_stack.whole),
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(("make", "dilations", "length"), [(encoder, [1, 3, 300], 201), (decoder, [1, 2], 31)])
 def test_products_have_the_gradients_of_the_definition(make, dilations: list[int], length: int) -> None:
     stack = make(2, 2, dilations)
+    same_gradients(stack, array(2, length, stack[0][1][0].shape[1]), conv_products.whole)
+
+
+@pytest.mark.parametrize(
+    ("make", "stages", "length", "parts"), [(encoder, 2, 120, 2), (decoder, 1, 30, 3), (encoder, 0, 30, 1)]
+)
+def test_parts_side_by_side_have_the_gradients_of_the_definition(make, stages: int, length: int, parts: int) -> None:
+    stack = make(2, stages, [1, 9])
     x = array(2, length, stack[0][1][0].shape[1])
+    same_gradients(stack, x, partial(conv_packed.packed, parts=parts))
+    whole = conv_stack.whole(stack, x)
+    np.testing.assert_allclose(conv_packed.packed(stack, x, parts), whole, rtol=1e-4, atol=1e-5)
 
-    def gradients(form):
-        return jax.jit(jax.grad(lambda arrays: jnp.sum(jnp.sin(form(zip(layers, arrays[0], strict=True), arrays[1])))))
 
-    layers, weights = zip(*stack, strict=True)
-    expected = gradients(lambda s, x: conv_stack.whole(list(s), x))((weights, x))
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5 * float(jnp.max(jnp.abs(b)))),
-        gradients(lambda s, x: conv_products.whole(list(s), x))((weights, x)), expected,
-    )  # fmt: skip
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_tpu_has_its_lanes_filled(monkeypatch, batch: int) -> None:
+    stack = encoder(2, 2, [9])
+    x = array(batch, 144, 1)
+    assert f"[{batch},72,4]" in str(jax.make_jaxpr(partial(vqvae.at_once, stack))(x))
+    monkeypatch.setattr(vqvae, "platform", lambda: "tpu")
+    monkeypatch.setattr(conv_packed, "LANES", 17)
+    program = str(jax.make_jaxpr(partial(vqvae.at_once, stack))(x))
+    assert "[1,18,16]" in program and "[1,9,16]" in program  # four parts of four channels
+    assert f"[{batch},72,4]" not in program and ("scan" in program) == (batch > 1)
+    same_gradients(stack, x, vqvae.at_once)
+
+
+@pytest.mark.parametrize(
+    ("width", "length", "parts"),
+    [
+        (32, 4096, 4), (64, 4096, 2), (40, 4608, 3), (100, 4096, 1), (200, 4096, 1),
+        (32, 4094, 1),  # the stride would divide neither half
+        (32, 4092, 3),
+        (32, 216, 4), (32, 160, 2),  # a part has at least the rows that its neighbour needs
+    ],
+)  # fmt: skip
+def test_parts_fill_the_lanes_and_suit_every_layer(width: int, length: int, parts: int) -> None:
+    stack = [(Layer("conv", 4, 2), (array(4, 1, width), array(width))), residual(width, width, 27)]
+    assert conv_packed.num_parts([*stack, (Layer("conv", 3), (array(3, width, 5), array(5)))], length) == parts
