@@ -114,7 +114,7 @@ class VQVAE(nn.Module):
 
     def encode_level(self, audio: Float[Array, "b a 1"], level: int) -> Int[Array, "b t"]:
         """Codes of one level; only its encoder runs."""
-        latents = conv_stack.forward(self.encoder(level), audio.astype(self.dtype), at_once=at_once)
+        latents = conv_stack.forward(self.encoder(level), audio.astype(self.dtype), form=convolved)
         return quantize.nearest_codes(latents.astype(jnp.float32), self.codebook(level).codebook)[0]
 
     def encode(self, audio: Float[Array, "b a 1"], levels: Sequence[int] | None = None) -> list[Int[Array, "b t"]]:
@@ -124,7 +124,7 @@ class VQVAE(nn.Module):
     def decode(self, codes: Int[Array, "b t"], level: int) -> Float[Array, "b a 1"]:
         """Audio of the codes of one level; only its decoder runs."""
         lookup = partial(quantize.dequantize, codebook=self.codebook(level).codebook.astype(self.dtype))
-        return conv_stack.forward(self.decoder(level), codes, lookup, at_once).astype(jnp.float32)
+        return conv_stack.forward(self.decoder(level), codes, lookup, convolved).astype(jnp.float32)
 
     def __call__(self, audio: Float[Array, "b a 1"]) -> list[Float[Array, "b a 1"]]:
         """Reconstructions from every level, bottom first. Touches every variable, so ``init`` calls it."""
@@ -136,10 +136,10 @@ class VQVAE(nn.Module):
 def whole(stack: Stack, x: Float[Array, "b t d"]) -> Float[Array, "b u o"]:
     """A stack on a whole signal, to differentiate: on one CPU in matrix products, one example after the other."""
     alone = platform() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1
-    return conv_products.whole(stack, x) if alone and x.dtype == jnp.float32 else at_once(stack, x)
+    return conv_products.whole(stack, x) if alone and x.dtype == jnp.float32 else convolved(stack, x)
 
 
-def at_once(stack: Stack, x: Float[Array, "b t d"]) -> Float[Array, "b u o"]:
+def convolved(stack: Stack, x: Float[Array, "b t d"]) -> Float[Array, "b u o"]:
     """A stack on a whole signal in convolutions, as the platform likes its channels."""
     if platform() != "tpu":
         return conv_stack.whole(stack, x)

@@ -8,17 +8,14 @@ fits a chip's vector memory, and is computed again, in the backward pass, rather
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
 from jukebox_jax.ops import conv_stack
-from jukebox_jax.ops.conv_stack import Layer, Stack
-from jukebox_jax.ops.convolution import product
+from jukebox_jax.ops.conv_stack import Stack
+from jukebox_jax.ops.convolution import windowed_residual
 
 LANES = 128
 
@@ -57,8 +54,11 @@ def packed(stack: Stack, x: Float[Array, "b t d"], parts: int) -> Float[Array, "
     x = jnp.moveaxis(x.reshape(batch, parts, length // parts, width), 1, 2).reshape(batch, length // parts, -1)
     for layer, arrays in stack:
         x = _beside(x, layer.left, layer.right, arrays[0].shape[1])
-        arrays = [_diagonal(a, parts) if a.ndim == 3 else jnp.tile(a, parts)[None, None] for a in arrays]
-        x = _residual(layer, arrays, x) if layer.kind == "residual" else conv_stack.apply(layer, arrays, x, 0)
+        arrays = [_diagonal(a, parts) if a.ndim == 3 else jnp.tile(a, parts) for a in arrays]
+        if layer.kind == "residual":  # not by XLA's dilated convolution: it would fold time into the batch and back
+            x = windowed_residual(x, *arrays, dilation=layer.dilation, scale=layer.scale, paired=False)
+        else:
+            x = conv_stack.apply(layer, arrays, x, 0)
     x = x.reshape(*x.shape[:2], parts, -1)
     return jnp.moveaxis(x, 2, 1).reshape(batch, -1, x.shape[-1])
 
@@ -75,15 +75,3 @@ def _diagonal(kernel: Float[Array, "k d o"], parts: int) -> Float[Array, "k nd n
     size, width, out = kernel.shape
     blocks = jnp.einsum("kdo,gh->kgdho", kernel, jnp.eye(parts, dtype=kernel.dtype))
     return blocks.reshape(size, parts * width, parts * out)
-
-
-def _residual(layer: Layer, arrays: Sequence[Any], x: Float[Array, "b t d"]) -> Float[Array, "b u d"]:
-    """A residual block with the context in ``x``.
-
-    Its dilated convolution is a product per tap: XLA would fold time into the batch before each, and back after it.
-    """
-    (kernel, bias, out_kernel, out_bias), d = arrays, layer.dilation
-    length = x.shape[1] - 2 * d
-    taps = [product(jax.nn.relu(x[:, i * d : i * d + length]), kernel[i]) for i in range(3)]
-    h = jax.nn.relu(taps[0] + taps[1] + taps[2] + bias)
-    return x[:, d : d + length] + layer.scale * (product(h, out_kernel[0]) + out_bias)

@@ -187,20 +187,20 @@ def cached_rows(stack: Stack) -> int:
 
 def forward(
     stack: Stack, x: Array, first: Callable[[Array], Float[Array, "b t d"]] = lambda x: x,
-    at_once: Callable[[Stack, Array], Float[Array, "b u o"]] = whole,
+    form: Callable[[Stack, Array], Float[Array, "b u o"]] = whole,
 ) -> Float[Array, "b u o"]:  # fmt: skip
-    """``at_once(stack, first(x))``, not to be differentiated: on a CPU a long signal in chunks that fit its cache.
+    """``whole(stack, first(x))``, not to be differentiated: on a CPU a long signal in chunks that fit its cache.
 
-    ``first`` acts on rows, the second axis.
+    ``first`` acts on rows, the second axis. ``form``: what to run in place of ``whole``, to the same result.
     """
     rows = cached_rows(stack) if stack else x.shape[1]
 
-    def unchunked(stack: Stack, x: Array) -> Float[Array, "b u o"]:
-        return at_once(stack, first(x))
+    def at_once(stack: Stack, x: Array) -> Float[Array, "b u o"]:
+        return form(stack, first(x))
 
     if x.shape[1] < 4 * rows:
-        return unchunked(stack, x)
-    return lax.platform_dependent(stack, x, cpu=partial(chunked, rows=rows, first=first), default=unchunked)
+        return at_once(stack, x)
+    return lax.platform_dependent(stack, x, cpu=partial(chunked, rows=rows, first=first), default=at_once)
 
 
 def chunked(

@@ -87,21 +87,21 @@ def windowed_residual(
     out_bias: Float[Array, " d"],
     dilation: int,
     scale: float,
+    paired: bool = True,
 ) -> Float[Array, "b u d"]:
     """``x + scale * conv1(relu(conv3(relu(x))))`` of the inner ``u = t - 2 dilation`` rows.
 
-    If ``u`` is a multiple of ``2 dilation``, rows ``i`` and ``i + dilation`` of the dilated convolution come from four
-    products instead of six; the difference is a rounding error.
+    ``paired``: if ``u`` is a multiple of ``2 dilation``, rows ``i`` and ``i + dilation`` of the dilated convolution
+    come from four products instead of six; the difference is a rounding error. Else it is a product per tap.
     """
 
     batch, rows, width = x.shape
     length, hidden = rows - 2 * dilation, kernel.shape[2]
-    r = jax.nn.relu(x)
-    if length % (2 * dilation):
-        first, second, third = (product(r[:, i * dilation : i * dilation + length], kernel[i]) for i in range(3))
-        h = first + second + third
+    if not paired or length % (2 * dilation):
+        shifted = [jax.nn.relu(x[:, i * dilation : i * dilation + length]) for i in range(3)]
+        h = product(shifted[0], kernel[0]) + product(shifted[1], kernel[1]) + product(shifted[2], kernel[2])
     else:
-        pairs = r.reshape(batch, -1, 2, dilation, width)
+        pairs = jax.nn.relu(x).reshape(batch, -1, 2, dilation, width)
         r0, r1, r2, r3 = pairs[:, :-1, 0], pairs[:, :-1, 1], pairs[:, 1:, 0], pairs[:, 1:, 1]
         k0, k1, k2 = kernel
         even, odd = product(r1 + r2, (k0 + k1 + k2) / 2), product(r2 - r1, (k0 - k1 + k2) / 2)

@@ -160,13 +160,13 @@ def test_parts_side_by_side_have_the_gradients_of_the_definition(make, stages: i
 def test_a_tpu_has_its_lanes_filled(monkeypatch, batch: int) -> None:
     stack = encoder(2, 2, [9])
     x = array(batch, 144, 1)
-    assert f"[{batch},72,4]" in str(jax.make_jaxpr(partial(vqvae.at_once, stack))(x))
+    assert f"[{batch},72,4]" in str(jax.make_jaxpr(partial(vqvae.convolved, stack))(x))
     monkeypatch.setattr(vqvae, "platform", lambda: "tpu")
     monkeypatch.setattr(conv_packed, "LANES", 17)
-    program = str(jax.make_jaxpr(partial(vqvae.at_once, stack))(x))
+    program = str(jax.make_jaxpr(partial(vqvae.convolved, stack))(x))
     assert "[1,18,16]" in program and "[1,9,16]" in program  # four parts of four channels
     assert f"[{batch},72,4]" not in program and ("scan" in program) == (batch > 1)
-    same_gradients(stack, x, vqvae.at_once)
+    same_gradients(stack, x, vqvae.convolved)
 
 
 @pytest.mark.parametrize(
