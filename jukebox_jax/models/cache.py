@@ -119,9 +119,7 @@ def fill(kind: Kind, kv: Float[Array, "b t SS"], sizes: Sizes, known: Array) -> 
     if kind is Kind.COLUMN:
         blocks = jnp.pad(blocks, ((0, sizes.num_blocks - blocks.shape[0]), (0, 0), (0, 0), (0, 0)))
         return jnp.swapaxes(blocks, 0, 1)
-    current = (
-        known // sizes.block_length
-    )  # past the last block when the prefix ends on an edge: overwritten before read
+    current = known // sizes.block_length  # past the last one if all positions are known: overwritten before read
     if kind is Kind.BLOCK:
         return blocks[jnp.minimum(current, blocks.shape[0] - 1)]
     pair = jnp.stack([blocks[jnp.minimum(current, blocks.shape[0] - 1)], blocks[jnp.maximum(current - 1, 0)]])

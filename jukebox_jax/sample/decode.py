@@ -28,6 +28,7 @@ WIDE = 16  # rows from which on, on a CPU, steps are faster with Eigen's product
 
 POSITIONS = ("batch", None, "mlp")  # how conditioning vectors lie: every device reads its part of a row
 _PLAIN = Settings()
+_prepare = jax.jit(decode_form.prepare, static_argnums=0)
 
 
 class Drawn(NamedTuple):
@@ -42,20 +43,13 @@ class Drawn(NamedTuple):
 def condition(model: Prior, params, y, upper_codes) -> Any:
     """The conditioning of one window; see ``Prior.condition``. On a mesh a step reads a part of a row's width."""
     cond: Any = model.apply({"params": params}, y, upper_codes, method="condition")
-    if cond.positions is None:
-        return cond
-    return cond._replace(positions=constrain(cond.positions, *POSITIONS))
+    return cond if cond.positions is None else cond._replace(positions=constrain(cond.positions, *POSITIONS))
 
 
 def weights(model: Prior, params) -> Any:
     """Decoding's form of a prior's parameters, where it belongs on the mesh in use. Make it once for many windows."""
     prepared, mesh = _prepare(model, params), jax.sharding.get_mesh()
     return prepared if mesh.empty else put(prepared, decode_form.places(model, prepared, mesh))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _prepare(model: Prior, params):
-    return decode_form.prepare(model, params)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
