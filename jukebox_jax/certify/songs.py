@@ -29,7 +29,7 @@ class LevelPlan(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """Every batch decodes its tokens, and prefills each window that has a past."""
+        """At most: every batch decodes its tokens, and prefills each window that has a past over the whole context."""
         prefills = (self.windows - 1) * self.prefill.roofline.seconds
         return self.batches * (prefills + self.tokens * self.decode.roofline.seconds)
 

@@ -61,8 +61,7 @@ def empty_cache(model: Prior, batch: int, params, cond: Conditioning):
 def prefill(model: Prior, params, codes: Int[Array, "b t"], cond: Conditioning, given):
     """Caches for the position after the first ``given`` codes, and the token there, after one forward.
 
-    ``codes`` fill the whole context, so that one program serves every prompt; what stands behind ``given`` does not
-    matter.
+    ``codes`` are the first t of the context, as ``prefix`` says or more; what stands behind ``given`` does not matter.
     """
     tokens = jnp.asarray(model.apply({"params": params}, codes, cond, method="sequence"))
     known = given + model.config.merged_lyrics
@@ -71,6 +70,15 @@ def prefill(model: Prior, params, codes: Int[Array, "b t"], cond: Conditioning, 
 
 
 _prefill = jax.jit(prefill, static_argnums=0)
+
+
+def prefix(model: Prior, known: int) -> int:
+    """Positions of the forward that takes in ``known`` ones: whole blocks, i eighths of the context rounded up (i = 1
+    .. 8), so that at most eight programs serve every prompt. Without blocks: single positions in place of them."""
+    t = model.config.transformer
+    n, c = (t.num_blocks, t.block_length) if t.num_blocks else (t.length, 1)
+    i = (-(-known // c) - 1) * 8 // n + 1  # the least with ceil(i n / 8) >= ceil(known / c)
+    return -(-i * n // 8) * c
 
 
 def decode(
@@ -148,8 +156,8 @@ def sample_window(
     cond = condition(model, params, y, upper_codes)
     prepared = weights(model, params) if prepared is None else prepared
     known = config.merged_lyrics + given
-    padded = spread(np.pad(codes, ((0, 0), (0, config.context_length - given))))
     if known:
+        padded = spread(np.pad(codes, ((0, 0), (0, prefix(model, known) - known))))
         cache, token = _prefill(model, params, padded, cond, given)
     else:
         cache = empty_cache(model, batch, params, cond)

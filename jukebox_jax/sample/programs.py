@@ -63,7 +63,7 @@ def decode_program(
 
 
 def prefill_program(preset: presets.Prior, batch: int, mesh: AnyMesh, dtype: Any = jnp.bfloat16) -> Program:
-    """One forward over a whole context that fills the caches. ``extras``: ``tokens`` of the forward; ``cache_bytes``.
+    """The longest prefill: a forward over the whole context. ``extras``: ``tokens`` of the forward; ``cache_bytes``.
 
     Raises:
         UserError: the mesh does not divide the batch.

@@ -27,6 +27,19 @@ C = T // BLOCKS
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
+@pytest.fixture
+def lengths(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of codes that prefills are traced for."""
+    found = []
+
+    def prefill(model, params, codes, cond, given):
+        found.append(codes.shape[1])
+        return decode.prefill(model, params, codes, cond, given)
+
+    monkeypatch.setattr(decode, "_prefill", jax.jit(prefill, static_argnums=0))
+    return found
+
+
 @pytest.mark.parametrize(
     ("kind", "form"),
     [(kind, form) for kind in DECODABLE for form in ("scanned", "apart")],
@@ -59,7 +72,7 @@ def test_a_layer_goes_on_from_every_prompt_length(kind: Kind, form: str) -> None
         return out, steps(cache[None], known)
 
     for known in range(1, T):
-        for padded in (C, T) if known <= C else (T,):  # whole blocks, and the whole context
+        for padded in range(-(-known // C) * C, T + 1, C):  # whole blocks, up to the whole context
             first, rest = from_prompt(padded, known)
             np.testing.assert_allclose(first[:, :known], expected[:, :known], rtol=1e-5, atol=1e-5)
             np.testing.assert_allclose(rest[:, known:], expected[:, known:], rtol=1e-5, atol=1e-5)
@@ -85,10 +98,17 @@ UPSAMPLER = presets.Prior(
     transformer=presets.Transformer(12, 12, 4, 2, 3, "factored_dense", attention_ratio=0.5, init_scale=6.0),
     conditioner=presets.Conditioner(8, 1, 1),
 )  # fmt: skip
+LONG = presets.Prior(  # prefills over 2, 3, 4, 5, 7, 8, 9 and 10 of ten blocks
+    level=1, context_length=20, codebook_size=9, hop_length=8,
+    transformer=presets.Transformer(20, 12, 3, 2, 10, "factored", attention_ratio=0.5, init_scale=6.0),
+)  # fmt: skip
+DENSE = dataclasses.replace(LONG, transformer=presets.Transformer(20, 12, 2, 2, attention_ratio=0.5, init_scale=6.0))
 
 
-@pytest.mark.parametrize("preset", [MERGED, SEPARATE, UPSAMPLER], ids=["merged", "separate", "upsampler"])
-def test_a_window_goes_on_from_every_prompt_length(preset: presets.Prior) -> None:
+@pytest.mark.parametrize(
+    "preset", [MERGED, SEPARATE, UPSAMPLER, LONG, DENSE], ids=["merged", "separate", "upsampler", "long", "dense"]
+)
+def test_a_window_goes_on_from_every_prompt_length(preset: presets.Prior, lengths: list[int]) -> None:
     model = Prior(preset, scan_layers=preset is MERGED)  # the others with their layers apart
     params = jax.jit(functools.partial(model.init, method="initialise"))(jax.random.key(0))["params"]
     rng = np.random.default_rng(0)
@@ -125,6 +145,33 @@ def test_a_window_goes_on_from_every_prompt_length(preset: presets.Prior) -> Non
         np.testing.assert_allclose(drawn.logits, forward(params, tokens)[:, known:], rtol=1e-4, atol=1e-4)
         np.testing.assert_array_equal(drawn.codes[:, :known], codes[:, :known])
         np.testing.assert_array_equal(drawn.codes[:, known:], np.maximum(drawn.raw - preset.lyric_vocabulary, 0))
+    wanted = {decode.prefix(model, first + known) - first for known in range(0 if first else 1, preset.context_length)}
+    assert 2 < len(wanted) <= 8 and sorted(lengths) == sorted(wanted)  # traced once each
+
+
+def test_half_a_context_is_half_a_forward(lengths: list[int]) -> None:
+    t = presets.Transformer(64, 8, 1, 2, 32, "factored")
+    model = Prior(presets.Prior(level=1, context_length=64, codebook_size=9, hop_length=8, transformer=t))
+    params = jax.jit(functools.partial(model.init, method="initialise"))(jax.random.key(0))["params"]
+    keys = jax.random.split(jax.random.key(1), 1)
+    for given in (32, 31, 30, 25, 56, 32):
+        sample_window(model, params, jnp.zeros((1, given), jnp.int32), None, None, keys, start=0, num_steps=0)
+    assert lengths == [32, 56]
+
+
+PRESETS = [preset for preset in vars(presets).values() if isinstance(preset, presets.Prior)]
+
+
+@pytest.mark.parametrize("preset", [*PRESETS, MERGED, SEPARATE, UPSAMPLER, LONG, DENSE])
+def test_eight_prefills_serve_every_prompt(preset: presets.Prior) -> None:
+    t = preset.transformer
+    found = [decode.prefix(Prior(preset), known) for known in range(1, t.length + 1)]
+    blocks = t.num_blocks or t.length
+    assert found == sorted(found) and set(found) == {
+        -(-i * blocks // 8) * (t.length // blocks) for i in range(1, 9)
+    }  # eighths, in whole blocks
+    spare = [there - known for known, there in enumerate(found, 1)]
+    assert min(spare) == 0 and max(spare) < t.length // 8 + t.length // blocks
 
 
 @pytest.mark.parametrize("wide", [decode.WIDE, 3], ids=["all narrow", "three are wide"])
