@@ -155,7 +155,8 @@ class Ours:
         )  # fmt: skip
         return np.asarray(drawn.codes)
 
-    def sample(self, batch: int, given: int, new: int) -> float:
+    def sample(self, batch: int, given: int, new: int, chunk: int | None = None) -> float:
+        """Seconds. ``chunk`` is the port's: a prompt is one forward here."""
         return measure.seconds(lambda: self._sample(batch, given, new))
 
     def first_and_last(self) -> list[float]:

@@ -140,17 +140,18 @@ class Port:
     def time(self) -> float:
         return measure.seconds(self.run)
 
-    def _sample(self, batch: int, given: int, new: int, top_k: int = 0) -> np.ndarray:
+    def _sample(self, batch: int, given: int, new: int, top_k: int = 0, chunk: int | None = None) -> np.ndarray:
         prompt = {"music_tokens": self.inputs["codes"][:batch, :given].long()} if given else {}
         codes = self._no_grad(
             lambda: self.model.sample(
-                batch, metadata=self._labels(batch), top_k=top_k, sample_tokens=given + new, **prompt
+                batch, metadata=self._labels(batch), top_k=top_k, sample_tokens=given + new, chunk_size=chunk, **prompt
             )
         )
         return codes.numpy()
 
-    def sample(self, batch: int, given: int, new: int) -> float:
-        return measure.seconds(lambda: self._sample(batch, given, new))
+    def sample(self, batch: int, given: int, new: int, chunk: int | None = None) -> float:
+        """Seconds. ``chunk``: codes of a prompt at a time; a prior's ``sample`` takes all, a whole model's 32."""
+        return measure.seconds(lambda: self._sample(batch, given, new, chunk=chunk))
 
     def first_and_last(self) -> list[float]:
         self.marks.clear()

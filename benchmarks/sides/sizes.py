@@ -58,7 +58,8 @@ def floors(limits: dict[str, float], size: dict[str, Any]) -> dict[str, float]:
     token = 2 * weights + attention
     flops, bytes_s = limits["matrix_product_gflop_s"] * 1e9, limits["cached_matrix_vector_gb_s"] * 1e9
     found = {f"sample_{b}": size["new"] * max(4 * weights / bytes_s, b * token / flops) for b in BATCHES}
-    found["prefill"] = (size["context"] - size["new"]) * (token - 2 * prior.vocab_size * t.width) / flops
+    prefill = (size["context"] - size["new"]) * (token - 2 * prior.vocab_size * t.width) / flops
+    found |= {"prefill": prefill, "prefill_32": prefill}
     found["train"] = 3 * size["batch"] * size["context"] * token / flops
     coders = {kind: [_coder_flops(vqvae, level, kind) for level in range(vqvae.levels)] for kind in ("en", "de")}
     search = [2 * vqvae.codebook_size * vqvae.codebook_dim / hop for hop in vqvae.hop_lengths]
