@@ -127,7 +127,7 @@ class Ours:
         with use(mesh):
             where = state.placed(state.abstract(task.init, transform, rng), mesh, experiment.num_heads)
             self.state = state.from_variables(variables, transform, where)
-            step = jit_step(task.loss, experiment, where, mesh)
+            step = jit_step(task.loss, experiment, where, mesh, task.gradients)
 
         def run() -> dict[str, Any]:
             with use(mesh):

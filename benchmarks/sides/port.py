@@ -33,7 +33,8 @@ class Port:
         torch.set_num_threads(measure.THREADS)
         torch.manual_seed(0)
         self.torch, self.folder, self.size = torch, Path(folder), SIZES[size]
-        self.configuration, self.modeling = configuration_jukebox, modeling_jukebox
+        self.configuration: Any = configuration_jukebox
+        self.modeling: Any = modeling_jukebox
         self.vqvae, self.prior = presets_of(self.size)
         self.inputs = {k: torch.from_numpy(v) for k, v in np.load(self.folder / "inputs.npz").items()}
         weights = {}

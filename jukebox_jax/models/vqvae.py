@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from functools import partial
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jukebox_jax.models.resnet import Conv, DecoderConvBlock, EncoderConvBlock
 from jukebox_jax.ops import conv_packed, conv_products, conv_stack, quantize
 from jukebox_jax.ops.conv_stack import Layer, Stack
-from jukebox_jax.parallel.mesh import platform
+from jukebox_jax.parallel.mesh import alone, platform
 from jukebox_jax.parallel.sharding import on_rows
 from jukebox_jax.presets import VQVAE as Config
 from jukebox_jax.types import UserError, choose
@@ -135,8 +134,7 @@ class VQVAE(nn.Module):
 
 def whole(stack: Stack, x: Float[Array, "b t d"]) -> Float[Array, "b u o"]:
     """A stack on a whole signal, to differentiate: on one CPU in matrix products, one example after the other."""
-    alone = platform() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1
-    return conv_products.whole(stack, x) if alone and x.dtype == jnp.float32 else convolved(stack, x)
+    return conv_products.whole(stack, x) if alone() and x.dtype == jnp.float32 else convolved(stack, x)
 
 
 def convolved(stack: Stack, x: Float[Array, "b t d"]) -> Float[Array, "b u o"]:

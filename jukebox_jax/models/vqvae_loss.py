@@ -53,16 +53,21 @@ def vqvae_loss(
     The length must be a multiple of the top level's hop, or ``UserError`` is raised.
     """
     c = model.config
+    check_length(c, audio)
+    audio = audio.astype(jnp.float32)
+    found = reconstruct(model, variables, audio, rng=rng, draws=draws)
+    loss, metrics = losses(c, audio, found, bandwidth)
+    return Output(loss, lax.stop_gradient(metrics), found.codebook, found.audio[0])
+
+
+def check_length(c: presets.VQVAE, audio: Float[Array, "b a 1"]) -> None:
+    """Raise ``UserError`` unless all levels' hops divide the audio."""
     if audio.shape[1] % c.hop_lengths[-1]:
         below = audio.shape[1] // c.hop_lengths[-1] * c.hop_lengths[-1]
         raise UserError(
             f"{audio.shape[1]} samples are no multiple of {c.hop_lengths[-1]}, the hop length of level {c.levels - 1}; "
             f"the nearest that are: {below} and {below + c.hop_lengths[-1]}"
         )
-    audio = audio.astype(jnp.float32)
-    found = reconstruct(model, variables, audio, rng=rng, draws=draws)
-    loss, metrics = losses(c, audio, found, bandwidth)
-    return Output(loss, lax.stop_gradient(metrics), found.codebook, found.audio[0])
 
 
 class Reconstruction(NamedTuple):
@@ -100,25 +105,43 @@ def reconstruct(
             commitment += jnp.mean((quantized - x) ** 2)
             x = x + lax.stop_gradient(quantized - x)
         outputs.append(model.apply(variables, x, level, method="decode_latents"))
-    metrics = {name: jnp.mean(jnp.stack([report[name] for report in reports])) for name in next(iter(reports), ())}
-    return Reconstruction(outputs, commitment, metrics, codebooks)
+    return Reconstruction(outputs, commitment, over_levels(reports), codebooks)
+
+
+def over_levels(reports: Sequence[dict[str, Float[Array, ""]]]) -> dict[str, Float[Array, ""]]:
+    """Means of the levels' metrics."""
+    return {name: jnp.mean(jnp.stack([report[name] for report in reports])) for name in next(iter(reports), ())}
 
 
 def losses(
     c: presets.VQVAE, audio: Float[Array, "b a 1"], found: Reconstruction, bandwidth: Bandwidth
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The loss of a reconstruction, and everything that is reported of it."""
+    loss, metrics = combined(c, [mean_errors(c, audio, x) for x in found.audio], found.commitment, bandwidth)
+    return loss, metrics | found.metrics
+
+
+def mean_errors(
+    c: presets.VQVAE, audio: Float[Array, "b a 1"], output: Float[Array, "b a 1"]
+) -> dict[str, Float[Array, ""]]:
+    """What the losses of a level are made of, each the mean over examples."""
+    return {n: jnp.mean(e) for n, e in on_rows(partial(_errors, c), (audio, output)).items()}
+
+
+def combined(
+    c: presets.VQVAE,
+    levels: Sequence[Mapping[str, Float[Array, ""]]],
+    commitment: Float[Array, ""],
+    bandwidth: Bandwidth,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """The loss of some levels' ``mean_errors``, linear in them and in the commitment; and what is reported of it."""
     choose("loss", c.loss, ("l1", "l2", "linf", "lmix"))
     metrics: dict[str, Float[Array, ""]] = {}
     for name in ("recons_loss", "spectral_loss", "multispectral_loss"):
         metrics[name] = jnp.float32(0)
-    levels = []
-    for level, output in enumerate(found.audio):
-        errors = {n: jnp.mean(e) for n, e in on_rows(partial(_errors, c), (audio, output)).items()}
-        errors["l1"] /= bandwidth.l1
-        for name in ("l2", "linf"):
-            errors[name] /= bandwidth.l2
-        levels.append(errors)
+    scale = {"l1": bandwidth.l1, "l2": bandwidth.l2, "linf": bandwidth.l2}
+    levels = [{name: value / scale.get(name, 1.0) for name, value in errors.items()} for errors in levels]
+    for level, errors in enumerate(levels):
         terms = {
             "recons_loss": reconstruction_loss(c, errors),
             "spectral_loss": errors["spectral"] / bandwidth.spectral if c.nonrelative_spectral else errors["relative"],
@@ -127,15 +150,15 @@ def losses(
         for name, value in terms.items():
             metrics[f"{name}_l{level + 1}"] = value
             metrics[name] += value
-    loss = c.commitment_weight * found.commitment + metrics["recons_loss"]
+    loss = c.commitment_weight * commitment + metrics["recons_loss"]
     # A term of weight 0 is reported, and must not turn the gradient into 0 * nan or cost a backward pass.
     loss += c.spectral_weight * metrics["spectral_loss"] if c.spectral_weight else 0
     loss += c.multispectral_weight * metrics["multispectral_loss"] if c.multispectral_weight else 0
     metrics["spectral_convergence"] = levels[0]["relative"]
     for name in ("l2", "l1", "linf"):
         metrics[f"{name}_loss"] = levels[0][name]
-    metrics["commit_loss"] = found.commitment
-    return loss, metrics | found.metrics
+    metrics["commit_loss"] = commitment
+    return loss, metrics
 
 
 def _quantize(c: presets.VQVAE, state: Any, x: Float[Array, "b t e"], rng: Any, draws: quantize.Draws | None):

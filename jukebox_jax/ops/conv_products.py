@@ -3,8 +3,10 @@
 There XLA's gradients of convolutions are slow, and fresh memory costs as much as arithmetic. So residual blocks have a
 gradient of their own: dilated convolutions and both their gradients by Winograd's F(2, 3) (four products for two rows
 instead of six), one example after the other, and of each block only the hidden rows are kept. The backward pass gets a
-block's input from its output, ``x = y - scale * conv1(h)``, to a rounding error. The loop over examples also keeps XLA
-from sharing that product with the forward pass, which would keep it in memory.
+block's input from its output, ``x = y - scale * conv1(h)``, to a rounding error.
+
+What XLA:CPU shares, repeats and does early decides what is held. Hidden rows end in a concatenation, which it keeps as
+one array; a sum after it, or an order of rows that a reshape restores, would be computed and held a second time.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jukebox_jax.ops.conv_stack import Layer, Stack, apply_products
-from jukebox_jax.ops.convolution import precision, product
+from jukebox_jax.ops.convolution import outer, product
 
 
 def whole(stack: Stack, x: Float[Array, "b t d"]) -> Float[Array, "b u o"]:
@@ -52,7 +54,8 @@ def _forward(layers: Sequence[Layer], x: Any, weights: Sequence[Any]) -> tuple[A
         hidden = []
         for layer, arrays in zip(layers, weights, strict=True):
             hidden.append(_hidden(x, arrays[0], arrays[1], layer.dilation))
-            x = x + _change(layer, hidden[-1], arrays)
+            change = _merged(product(hidden[-1], arrays[2][0]), layer.dilation, x.shape[1])
+            x = x + layer.scale * (change + arrays[3].reshape(1, 1, -1))
         return None, (x, hidden)
 
     x, hidden = lax.scan(example, None, x[:, None])[1]
@@ -66,13 +69,16 @@ def _backward(layers: Sequence[Layer], kept: Any, dy: Any) -> tuple[Any, Any]:
         x, hidden, dy = row
         gradients = []
         for layer, h, arrays in reversed(list(zip(layers, hidden, weights, strict=True))):
-            # Written unlike the forward pass, so that the compiler does not keep that one's.
-            x = x + layer.scale * (product(h, -arrays[2][0]) - arrays[3].reshape(1, 1, -1))
-            dz = layer.scale * dy
+            # + 0 * dy is an order: XLA would multiply all blocks' hidden rows first. - is unlike the forward pass,
+            # whose products it would keep.
+            second = -arrays[2][0] + 0 * dy[0, 0, 0]
+            change = _merged(product(h, second), layer.dilation, x.shape[1])
+            x = x + layer.scale * (change - arrays[3].reshape(1, 1, -1))
+            dz = _pairs(layer.scale * dy, layer.dilation)
             dh = jnp.where(h > 0, product(dz, arrays[2][0].T), 0)
             dx, kernel = _dilated_gradients(x, arrays[0], dh, layer.dilation)
             dy = dy + dx
-            gradients.append((kernel, jnp.sum(dh, axis=(0, 1)), _outer(h, dz)[None], jnp.sum(dz, axis=(0, 1))))
+            gradients.append((kernel, _total(dh), outer(h, dz)[None], _total(dz)))
         return jax.tree.map(jnp.add, total, tuple(reversed(gradients))), dy
 
     gradients, dx = lax.scan(example, jax.tree.map(jnp.zeros_like, weights), (y, hidden, dy[:, None]))
@@ -82,36 +88,30 @@ def _backward(layers: Sequence[Layer], kept: Any, dy: Any) -> tuple[Any, Any]:
 residuals.defvjp(_forward, _backward)
 
 
-def _change(layer: Layer, h: Float[Array, "b t o"], arrays: Sequence[Any]) -> Float[Array, "b t d"]:
-    return layer.scale * (product(h, arrays[2][0]) + arrays[3].reshape(1, 1, -1))
-
-
-def _hidden(x: Float[Array, "b t d"], kernel: Any, bias: Any, dilation: int) -> Float[Array, "b t o"]:
-    """``relu(conv3(relu(x)))``, padded."""
+def _hidden(x: Float[Array, "1 t d"], kernel: Any, bias: Any, dilation: int) -> Float[Array, "u o"]:
+    """``relu(conv3(relu(x)))``, padded, in the order of ``_pairs``; of no use where those are filled up."""
     r0, r1, r2, r3 = _inputs(x, dilation)
     even_kernel, odd_kernel = _mixed(kernel)
     even, odd = product(r1 + r2, even_kernel), product(r2 - r1, odd_kernel)
-    bias = bias.reshape(1, 1, 1, -1)
-    h0 = jax.nn.relu(product(r0 - r2, kernel[0]) + even + odd + bias)
-    h1 = jax.nn.relu(even - odd - product(r1 - r3, kernel[2]) + bias)
-    return _merged(h0, h1)[:, : x.shape[1]]
+    h0 = product(r0 - r2, kernel[0]) + even + odd
+    h1 = even - odd - product(r1 - r3, kernel[2])
+    width = bias.size
+    return jnp.concatenate([jax.nn.relu(h.reshape(-1, width) + bias.reshape(1, -1)) for h in (h0, h1)])
 
 
-def _dilated_gradients(x: Any, kernel: Any, g: Any, dilation: int) -> tuple[Any, Any]:
-    """Gradients of ``conv3(relu(x))`` by ``x`` and by the kernel, for a gradient ``g`` of the output."""
-    rows, (batch, _, width) = x.shape[1], g.shape
+def _dilated_gradients(x: Float[Array, "1 t d"], kernel: Any, g: Float[Array, "u o"], dilation: int) -> Any:
+    """Gradients of ``conv3(relu(x))`` by ``x`` and by the kernel, for the output's gradient as of ``_pairs``."""
     r0, r1, r2, r3 = _inputs(x, dilation)
-    _, pairs, dilation, _ = r0.shape
-    g = jnp.pad(g, ((0, 0), (0, 2 * pairs * dilation - rows), (0, 0))).reshape(batch, pairs, 2, dilation, width)
-    g0, g1 = g[:, :, 0], g[:, :, 1]
+    g0, g1 = g.reshape(2, *r0.shape[:-1], g.shape[-1])
     g_even, g_odd = g0 + g1, g0 - g1
     even_kernel, odd_kernel = _mixed(kernel)
     p0, p3 = product(g0, kernel[0].T), product(g1, kernel[2].T)
     even, odd = product(g_even, even_kernel.T), product(g_odd, odd_kernel.T)
-    dx = _merged(_overlapping(p0, even + odd - p0), _overlapping(even - odd - p3, p3))[:, dilation : dilation + rows]
-    k_even, k_odd = _outer(r1 + r2, g_even) / 2, _outer(r2 - r1, g_odd) / 2
+    here, there = _overlapping(p0, even + odd - p0), _overlapping(even - odd - p3, p3)
+    dx = jnp.stack([here, there], axis=2).reshape(1, -1, x.shape[2])[:, r0.shape[2] :][:, : x.shape[1]]
+    k_even, k_odd = outer(r1 + r2, g_even) / 2, outer(r2 - r1, g_odd) / 2
     side = k_even + k_odd
-    dk = jnp.stack([_outer(r0 - r2, g0) + side, k_even - k_odd, side - _outer(r1 - r3, g1)])
+    dk = jnp.stack([outer(r0 - r2, g0) + side, k_even - k_odd, side - outer(r1 - r3, g1)])
     return jnp.where(x > 0, dx, 0), dk
 
 
@@ -130,8 +130,19 @@ def _mixed(kernel: Float[Array, "3 d o"]) -> tuple[Float[Array, "d o"], Float[Ar
     return sides + kernel[1] / 2, sides - kernel[1] / 2
 
 
-def _merged(first: Float[Array, "b n k d"], second: Float[Array, "b n k d"]) -> Float[Array, "b t d"]:
-    return jnp.stack([first, second], axis=2).reshape(first.shape[0], -1, first.shape[-1])
+def _pairs(x: Float[Array, "1 t d"], dilation: int) -> Float[Array, "u d"]:
+    """The firsts of all pairs of rows ``(i, i + dilation)``, then the seconds, with zeros behind the end."""
+    _, rows, width = x.shape
+    dilation = min(dilation, rows)
+    pairs = -(-rows // (2 * dilation))
+    x = jnp.pad(x, ((0, 0), (0, 2 * pairs * dilation - rows), (0, 0))).reshape(pairs, 2, dilation, width)
+    return jnp.concatenate([x[:, 0].reshape(-1, width), x[:, 1].reshape(-1, width)])
+
+
+def _merged(x: Float[Array, "u d"], dilation: int, rows: int) -> Float[Array, "1 t d"]:
+    """What ``_pairs`` makes this of."""
+    dilation = min(dilation, rows)
+    return jnp.swapaxes(x.reshape(2, -1, dilation, x.shape[-1]), 0, 1).reshape(1, -1, x.shape[-1])[:, :rows]
 
 
 def _overlapping(here: Float[Array, "b n k d"], next_one: Float[Array, "b n k d"]) -> Float[Array, "b m k d"]:
@@ -140,7 +151,6 @@ def _overlapping(here: Float[Array, "b n k d"], next_one: Float[Array, "b n k d"
     return jnp.concatenate([here, zero], axis=1) + jnp.concatenate([zero, next_one], axis=1)
 
 
-def _outer(x: Float[Array, "*b d"], g: Float[Array, "*b o"]) -> Float[Array, "d o"]:
-    """``x^T g`` over all rows."""
-    x, g = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
-    return lax.dot_general(x, g, (((0,), (0,)), ((), ())), precision=precision(x.dtype))
+def _total(x: Float[Array, "u d"]) -> Float[Array, " d"]:
+    """The sum of all rows, as a product: XLA:CPU sums in a tree of many small steps."""
+    return product(jnp.ones((1, len(x)), x.dtype), x)[0]

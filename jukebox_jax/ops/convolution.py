@@ -8,6 +8,9 @@ TensorFloat-32) are told not to.
 
 from __future__ import annotations
 
+from functools import reduce
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -55,14 +58,14 @@ def windowed_conv(x: Float[Array, "b t d"], kernel: Float[Array, "k d o"], strid
         return conv(x, kernel, stride=stride)
     taps = size // stride
     if out == 1 and stride == 1:  # one product for all taps, then shifted sums
-        y = product(x, kernel[:, :, 0].T)
-        return sum((y[:, i : i + length, i : i + 1] for i in range(1, taps)), y[:, :length, :1])
+        y = row_product(x, kernel[:, :, 0].T)
+        return reduce(jnp.add, [y[:, i : i + length, i : i + 1] for i in range(taps)])
     rows = x[:, : (length - 1 + taps) * stride].reshape(x.shape[0], -1, stride * width)
     shifted = [rows[:, i : i + length] for i in range(taps)]
     if width == 1:  # too few inputs for a product of their own
-        return product(jnp.concatenate(shifted, axis=-1), kernel.reshape(size, out))
+        return row_product(jnp.concatenate(shifted, axis=-1), kernel.reshape(size, out))
     kernel = kernel.reshape(taps, stride * width, out)
-    return sum((product(shifted[i], kernel[i]) for i in range(1, taps)), product(shifted[0], kernel[0]))
+    return reduce(jnp.add, [row_product(shifted[i], kernel[i]) for i in range(taps)])
 
 
 def windowed_conv_transpose(x: Float[Array, "b t d"], kernel: Float[Array, "k d o"]) -> Float[Array, "b u o"]:
@@ -74,8 +77,8 @@ def windowed_conv_transpose(x: Float[Array, "b t d"], kernel: Float[Array, "k d 
     size, width, out = kernel.shape
     quarter = size // 4 * out
     taps = jnp.swapaxes(kernel, 0, 1).reshape(width, size * out)
-    own = product(x[:, 1:-1], taps[:, quarter : 3 * quarter])
-    left, right = product(x[:, :-2], taps[:, 3 * quarter :]), product(x[:, 2:], taps[:, :quarter])
+    own = row_product(x[:, 1:-1], taps[:, quarter : 3 * quarter])
+    left, right = row_product(x[:, :-2], taps[:, 3 * quarter :]), row_product(x[:, 2:], taps[:, :quarter])
     return (own + jnp.concatenate([left, right], axis=-1)).reshape(x.shape[0], -1, out)
 
 
@@ -114,3 +117,23 @@ def windowed_residual(
 def product(x: Float[Array, "*b d"], matrix: Float[Array, "d o"]) -> Float[Array, "*b o"]:
     """A matrix product over the last axis, in full precision if float32."""
     return jnp.matmul(x, matrix, precision=precision(x.dtype))
+
+
+@jax.custom_vjp
+def row_product(x: Float[Array, "*b d"], matrix: Float[Array, "d o"]) -> Float[Array, "*b o"]:
+    """``product``; its gradient by the matrix is one that XLA:CPU does not lay its factors out anew for."""
+    return product(x, matrix)
+
+
+def _row_product_gradients(kept: Any, g: Float[Array, "*b o"]) -> tuple[Any, Any]:
+    x, matrix = kept
+    return product(g, matrix.T), outer(x, g)
+
+
+row_product.defvjp(lambda x, matrix: (product(x, matrix), (x, matrix)), _row_product_gradients)
+
+
+def outer(x: Float[Array, "*b d"], g: Float[Array, "*b o"]) -> Float[Array, "d o"]:
+    """``x^T g`` over all rows."""
+    x, g = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
+    return lax.dot_general(x, g, (((0,), (0,)), ((), ())), precision=precision(x.dtype))

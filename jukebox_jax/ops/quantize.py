@@ -189,7 +189,21 @@ def training_step(
     ready = jnp.sum(state.count) > 0
     state = jax.tree.map(lambda old, new: jnp.where(ready, old, new), state, init_codebook(draws.init))
     codes, distance = nearest(vectors, state.codebook)
+    new_state, metrics = follow(state, vectors, codes, distance, draws.revival, decay, threshold)
+    return codes, dequantize(codes, state.codebook), new_state, metrics
+
+
+def follow(
+    state: CodebookState,
+    vectors: Float[Array, "*b e"],
+    codes: Int[Array, "*b"],
+    distance: Float[Array, "*b"],
+    candidates: Float[Array, "k e"],
+    decay: float,
+    threshold: float,
+) -> tuple[CodebookState, dict[str, Float[Array, ""]]]:
+    """``update`` by a batch's vectors and their nearest codes; also the metrics ``fit`` and ``pn``."""
     metrics = {"fit": jnp.mean(distance), "pn": spread(vectors)}
     flat = vectors.reshape(-1, vectors.shape[-1])
-    new_state, update_metrics = update(state, flat, codes.reshape(-1), draws.revival, decay, threshold)
-    return codes, dequantize(codes, state.codebook), new_state, metrics | update_metrics
+    state, update_metrics = update(state, flat, codes.reshape(-1), candidates, decay, threshold)
+    return state, metrics | update_metrics

@@ -102,3 +102,8 @@ def platform() -> str:
     device = jax.sharding.get_abstract_mesh().abstract_device
     name = device.platform if device else jax.default_backend()
     return "gpu" if name in ("cuda", "rocm") else name
+
+
+def alone() -> bool:
+    """Whether a program traced now runs on one CPU: small steps, one after the other, then suit cache and memory."""
+    return platform() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1

@@ -58,7 +58,7 @@ def train(experiment: Experiment, workdir: Path, sampler: reports.Sampler | None
             state, start = states.from_variables(source.fine_tuned(experiment, where), transform, where), 0
         else:
             state, start = states.initialize(task.init, transform, rng, where), 0
-        step = jit_step(task.loss, experiment, where, mesh)
+        step = jit_step(task.loss, experiment, where, mesh, task.gradients)
         if inputs.vocabulary is not None and jax.process_index() == 0:
             keep_vocabulary(inputs.vocabulary, workdir)
         log = Log(directory, start, experiment.last_step, _audio_seconds(experiment, inputs), jax.process_index() == 0)

@@ -74,10 +74,11 @@ def global_norm(tree: Any) -> jax.Array:
     return jnp.sqrt(sum(jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(tree)))
 
 
-def adam(options: Options) -> optax.GradientTransformation:
+def adam(options: Options) -> optax.GradientTransformationExtraArgs:
     """Clipping, Adam and decoupled decay in one transformation; its state reports the gradient norm and the rate.
 
     A batch whose gradient norm is not finite, or exceeds ``ignore_grad_norm``, changes nothing and is not counted.
+    ``update`` is told the norm where its gradients are only a part of all.
     """
 
     def init(params: Any) -> AdamState:
@@ -85,8 +86,8 @@ def adam(options: Options) -> optax.GradientTransformation:
         zero = jnp.zeros((), jnp.float32)
         return AdamState(jnp.zeros((), jnp.int32), zeros, jax.tree.map(jnp.copy, zeros), zero, zero)
 
-    def update(grads: Any, state: AdamState, params: Any = None) -> tuple[Any, AdamState]:
-        norm = global_norm(grads)
+    def update(grads: Any, state: AdamState, params: Any = None, *, norm: Any = None) -> tuple[Any, AdamState]:
+        norm = global_norm(grads) if norm is None else norm
         good = jnp.isfinite(norm)
         if options.ignore_grad_norm > 0:
             good &= norm <= options.ignore_grad_norm
@@ -107,12 +108,13 @@ def adam(options: Options) -> optax.GradientTransformation:
             )
 
         structure = jax.tree.structure(grads)
-        results = jax.tree.map(leaf, grads, state.mean, state.variance, params)
-        updates, mean, variance = jax.tree.transpose(structure, jax.tree.structure((0, 0, 0)), results)
+        trees = (structure.flatten_up_to(tree) for tree in (grads, state.mean, state.variance, params))
+        results = [leaf(*arrays) for arrays in zip(*trees, strict=True)]
+        updates, mean, variance = (structure.unflatten([result[i] for result in results]) for i in range(3))
         count = state.count + good.astype(jnp.int32)
         return updates, AdamState(count, mean, variance, norm, jnp.where(good, rate, state.learning_rate))
 
-    return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
+    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]
 
 
 def _bias_correction(count: jax.Array, beta1: float, beta2: float) -> jax.Array:

@@ -13,7 +13,9 @@ from jaxtyping import Array, Float, Int
 from jukebox_jax import presets
 from jukebox_jax.models.prior import Prior
 from jukebox_jax.models.vqvae import VQVAE
+from jukebox_jax.models.vqvae_by_level import gradients as by_level
 from jukebox_jax.models.vqvae_loss import Bandwidth, vqvae_loss
+from jukebox_jax.parallel.mesh import alone
 from jukebox_jax.parallel.sharding import over_rows
 
 
@@ -24,6 +26,8 @@ class Task(NamedTuple):
     # params, model_state, frozen, batch, rng -> loss, (metrics, model_state); rng None: evaluation, nothing is updated
     loss: Callable[..., tuple[jax.Array, tuple[dict[str, jax.Array], Any]]]
     frozen: Any
+    # as ``loss``, in programs of its own: ((loss, (metrics, model_state)), gradient by params), and the gradient's norm
+    gradients: Callable[..., tuple[Any, jax.Array]] | None = None
 
 
 def vqvae_task(config: presets.VQVAE, bandwidth: Bandwidth, *, dtype: Any = jnp.float32) -> Task:
@@ -39,7 +43,11 @@ def vqvae_task(config: presets.VQVAE, bandwidth: Bandwidth, *, dtype: Any = jnp.
         output = vqvae_loss(model, {"params": params, **model_state}, batch["audio"], frozen, rng=rng)
         return output.loss, (output.metrics, {"codebook": output.codebook} if output.codebook else {})
 
-    return Task(init, loss, bandwidth)
+    def gradients(params: Any, model_state: Any, frozen: Bandwidth, batch: Mapping[str, jax.Array], rng: jax.Array):
+        output, grads, norm = by_level(model, {"params": params, **model_state}, batch["audio"], frozen, rng)
+        return ((output.loss, (output.metrics, {"codebook": output.codebook})), grads), norm
+
+    return Task(init, loss, bandwidth, gradients if alone() and config.use_bottleneck else None)
 
 
 def init_convolutions(rng: jax.Array, shapes: Any) -> Any:

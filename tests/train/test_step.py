@@ -13,8 +13,8 @@ from jukebox_jax import config, presets
 from jukebox_jax.parallel.mesh import abstract_mesh, make_mesh, use
 from jukebox_jax.train import state as states
 from jukebox_jax.train.experiment import from_config
-from jukebox_jax.train.optimizer import Options, adam
-from jukebox_jax.train.step import make_step, parts_of_batch
+from jukebox_jax.train.optimizer import Options, adam, global_norm
+from jukebox_jax.train.step import by_array, make_step, make_update, parts_of_batch
 
 OPTIONS = dataclasses.replace(
     Options(**config.vqvae(presets.SMALL_VQVAE).optimizer.to_dict()), warmup_steps=0.0, learning_rate=0.1
@@ -52,6 +52,35 @@ def test_accumulated_parts_average_to_the_whole_batch():
     assert whole.model_state["seen"] == 16
     for name in ("loss", "mean", "grad_norm", "learning_rate"):
         np.testing.assert_allclose(metrics[name], whole_metrics[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [1.0, np.nan, np.inf])
+def test_arrays_one_by_one_are_updated_like_all_together(value: float):
+    """Also where the loss or a gradient is not finite."""
+    options = dataclasses.replace(OPTIONS, clip_norm=0.5, weight_decay=0.1)
+    rng = np.random.default_rng(0)
+    params = {"a": {"kernel": rng.normal(size=(3, 2)), "bias": rng.normal(size=2)}, "b": rng.normal(size=2)}
+    params = jax.tree.map(jnp.float32, params)
+    transform = adam(options)
+    update = make_update(transform, ema_decay=0.9, ema_every=2)
+
+    def run(step, finite: bool):
+        state, reports = states.create({"params": jax.tree.map(jnp.copy, params), "seen": jnp.zeros(())}, transform), []
+        for i in range(4):
+            grads = jax.tree.map(lambda p, i=i: jnp.sin(p + i), params)
+            if i == 2 and not finite:
+                grads["b"] = grads["b"].at[0].set(jnp.nan)
+            found = (jnp.float32(value if i == 1 else 1.0), ({"x": jnp.float32(i)}, {"seen": jnp.float32(i)})), grads
+            state, report = step(state, found, global_norm(grads))
+            reports.append(report)
+        return state, reports
+
+    for finite in (True, False):
+        expected = run(jax.jit(lambda state, found, norm: update(state, found)), finite)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), run(by_array(update), finite), expected
+        )
+        assert int(expected[0].optimizer.count) == 4 - (not np.isfinite(value)) - (not finite)
 
 
 def test_a_batch_that_is_not_finite_changes_only_the_step_number():
