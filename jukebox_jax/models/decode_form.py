@@ -156,10 +156,30 @@ def init_cache(model: Prior, params: Any, batch: int, cond: Conditioning) -> Any
     return _own_form(model, regroup(model, caches))
 
 
-def prefill(model: Prior, params: Any, tokens: Int[Array, "b p"], cond: Conditioning, known) -> Any:
-    """Caches for a step at position ``known``; ``tokens`` are whole blocks of the sequence, padded at the end."""
+def prefill(model: Prior, params: Any, tokens: Int[Array, "b p"], cond: Conditioning, known, weights=None) -> Any:
+    """Caches for a step at position ``known``; ``tokens`` are whole blocks of the sequence, padded at the end.
+
+    ``weights``: ``prepare``'s, if they are there. Where layers stand alone, their matrices need no slices of stacks.
+    """
+    if weights is not None and not scanned(model) and not model.int8:
+        params = {**params, "transformer": _apart(model, params["transformer"], weights["layers"])}
     caches: Any = model.apply({"params": params}, tokens, cond, known, method="prefill")
     return _own_form(model, regroup(model, caches))
+
+
+def _apart(model: Prior, stacks: dict[str, Any], layers: list[tuple[Any, ...]]) -> dict[str, Any]:
+    """The stacks, with the layers' own matrices in place of the large ones."""
+    t, out, alone = model.config.transformer, {}, iter(layers)
+    for i, (kinds, repeats) in enumerate(segments(t.pattern, t.depth)):
+        own = [[next(alone)[0] for _ in kinds] for _ in range(repeats)]
+        segment = out[f"segment_{i}"] = {}
+        for j in range(len(kinds)):
+            stack = stacks[f"segment_{i}"][f"layer_{j}"]
+            turned = {n: tuple(row[j][n]["rows"][0].T for row in own) for n in ("in", "out", "output")}
+            mlp = {n: {**stack["mlp"][n], "kernel": turned[n]} for n in ("in", "out")}
+            output = {**stack["attention"]["output"], "kernel": turned["output"]}
+            segment[f"layer_{j}"] = {**stack, "mlp": mlp, "attention": {**stack["attention"], "output": output}}
+    return out
 
 
 def cache_places(model: Prior, caches: Any, mesh: Any) -> Any:

@@ -175,14 +175,17 @@ def _init_segment(layers, repeats: int, width: int, rng):
 
 
 def _repeat(group: Callable, carry, inputs, repeats: int, scanned: bool):
-    """``lax.scan`` of ``group`` over the stacked inputs, or the same unrolled with static slices."""
+    """``lax.scan`` of ``group`` over the stacked inputs, or the same unrolled with static slices.
+
+    Unrolled, a tuple of ``repeats`` arrays may stand for a stack of them.
+    """
     if repeats > 1 and scanned:
         return jax.lax.scan(group, carry, inputs)
     # Split, not indexed: the gradient is then one concatenation, not a sum of padded slices.
-    leaves, tree = jax.tree.flatten(inputs)
-    slices = zip(*(jax.lax.split(leaf, (1,) * repeats) for leaf in leaves), strict=True)
+    leaves, tree = jax.tree.flatten(inputs, is_leaf=lambda x: isinstance(x, tuple))
+    apart = lambda x: x if isinstance(x, tuple) else [part[0] for part in jax.lax.split(x, (1,) * repeats)]  # noqa: E731
     ys = []
-    for parts in slices:
-        carry, y = group(carry, jax.tree.unflatten(tree, [part[0] for part in parts]))
+    for parts in zip(*map(apart, leaves), strict=True):
+        carry, y = group(carry, jax.tree.unflatten(tree, parts))
         ys.append(y)
     return carry, jax.tree.map(lambda *y: jnp.stack(y), *ys)

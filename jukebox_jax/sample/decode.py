@@ -58,14 +58,15 @@ def empty_cache(model: Prior, batch: int, params, cond: Conditioning):
     return decode_form.init_cache(model, params, batch, cond)
 
 
-def prefill(model: Prior, params, codes: Int[Array, "b t"], cond: Conditioning, given):
+def prefill(model: Prior, params, codes: Int[Array, "b t"], cond: Conditioning, given, prepared=None):
     """Caches for the position after the first ``given`` codes, and the token there, after one forward.
 
     ``codes`` are the first t of the context, as ``prefix`` says or more; what stands behind ``given`` does not matter.
+    ``prepared``: ``weights(model, params)``, if they are there.
     """
     tokens = jnp.asarray(model.apply({"params": params}, codes, cond, method="sequence"))
     known = given + model.config.merged_lyrics
-    cache = decode_form.prefill(model, params, tokens, cond, known)
+    cache = decode_form.prefill(model, params, tokens, cond, known, prepared)
     return cache, jax.lax.dynamic_index_in_dim(tokens, known - 1, axis=1, keepdims=False)
 
 
@@ -158,7 +159,7 @@ def sample_window(
     known = config.merged_lyrics + given
     if known:
         padded = spread(np.pad(codes, ((0, 0), (0, prefix(model, known) - known))))
-        cache, token = _prefill(model, params, padded, cond, given)
+        cache, token = _prefill(model, params, padded, cond, given, prepared)
     else:
         cache = empty_cache(model, batch, params, cond)
         token = np.zeros(batch, np.int32)

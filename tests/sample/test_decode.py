@@ -32,9 +32,9 @@ def lengths(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The numbers of codes that prefills are traced for."""
     found = []
 
-    def prefill(model, params, codes, cond, given):
+    def prefill(model, params, codes, cond, given, prepared):
         found.append(codes.shape[1])
-        return decode.prefill(model, params, codes, cond, given)
+        return decode.prefill(model, params, codes, cond, given, prepared)
 
     monkeypatch.setattr(decode, "_prefill", jax.jit(prefill, static_argnums=0))
     return found
