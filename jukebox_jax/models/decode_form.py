@@ -157,10 +157,8 @@ def init_cache(model: Prior, params: Any, batch: int, cond: Conditioning) -> Any
 
 
 def prefill(model: Prior, params: Any, tokens: Int[Array, "b p"], cond: Conditioning, known, weights=None) -> Any:
-    """Caches for a step at position ``known``; ``tokens`` are whole blocks of the sequence, padded at the end.
-
-    ``weights``: ``prepare``'s, if they are there. Where layers stand alone, their matrices need no slices of stacks.
-    """
+    """Caches for a step at position ``known``; ``tokens`` are whole blocks of the sequence, padded at the end. Layers
+    that stand alone take their matrices from ``prepare``'s ``weights``, if they are there: no slices of stacks."""
     if weights is not None and not scanned(model) and not model.int8:
         params = {**params, "transformer": _apart(model, params["transformer"], weights["layers"])}
     caches: Any = model.apply({"params": params}, tokens, cond, known, method="prefill")
@@ -169,16 +167,15 @@ def prefill(model: Prior, params: Any, tokens: Int[Array, "b p"], cond: Conditio
 
 def _apart(model: Prior, stacks: dict[str, Any], layers: list[tuple[Any, ...]]) -> dict[str, Any]:
     """The stacks, with the layers' own matrices in place of the large ones."""
-    t, out, alone = model.config.transformer, {}, iter(layers)
+    out, alone, t = {}, iter(layers), model.config.transformer
     for i, (kinds, repeats) in enumerate(segments(t.pattern, t.depth)):
         own = [[next(alone)[0] for _ in kinds] for _ in range(repeats)]
-        segment = out[f"segment_{i}"] = {}
-        for j in range(len(kinds)):
+        for j, layer in enumerate(zip(*own, strict=True)):
             stack = stacks[f"segment_{i}"][f"layer_{j}"]
-            turned = {n: tuple(row[j][n]["rows"][0].T for row in own) for n in ("in", "out", "output")}
-            mlp = {n: {**stack["mlp"][n], "kernel": turned[n]} for n in ("in", "out")}
-            output = {**stack["attention"]["output"], "kernel": turned["output"]}
-            segment[f"layer_{j}"] = {**stack, "mlp": mlp, "attention": {**stack["attention"], "output": output}}
+            parts = stack["mlp"] | {"output": stack["attention"]["output"]}
+            parts = {n: p | {"kernel": tuple(w[n]["rows"][0].T for w in layer)} for n, p in parts.items()}
+            new = {"attention": stack["attention"] | {"output": parts.pop("output")}, "mlp": parts}
+            out.setdefault(f"segment_{i}", {})[f"layer_{j}"] = stack | new
     return out
 
 
@@ -225,10 +222,9 @@ def step(
     start = cond.start if cond.start is not None else weights["start"]
     x = jnp.where(t == 0, start, weights["embedding"][token])
     x = x + jax.lax.dynamic_index_in_dim(weights["position"], t, keepdims=True)
-    positions = None
-    if cond.positions is not None:
-        positions = jax.lax.dynamic_index_in_dim(cond.positions, t, axis=1, keepdims=False)
-        x = x + positions
+    positions = cond.positions
+    if positions is not None:
+        x = x + (positions := jax.lax.dynamic_index_in_dim(positions, t, axis=1, keepdims=False))
     x, caches = _layers(model, weights["layers"], constrain(x, "batch", None).astype(model.dtype), caches, t)
     x = x.astype(jnp.float32)
     if model.config.tied_output and positions is not None:
@@ -272,8 +268,7 @@ def mix_step(
 ) -> tuple[Float[Array, "b d"], kv_cache.Cache]:
     """``Layer.mix`` of one position, and the cache."""
     c, kind, sizes, qkv = layer.config, layer.kind, layer.sizes, weights["qkv"]
-    y = _dense(h, qkv)
-    y = y.reshape(h.shape[0], c.num_heads, -1, c.head_dim)
+    y = _dense(h, qkv).reshape(h.shape[0], c.num_heads, -1, c.head_dim)
     if kind is not Kind.LYRICS:
         cache = int8.write(kind, cache, y[:, :, 1:], sizes, index, t)
     k, v, scale = int8.read(kind, cache, sizes, index, t)
