@@ -18,6 +18,7 @@ from jaxtyping import Array, Int
 from jukebox_jax.models import decode_form
 from jukebox_jax.models.prior import Conditioning, Prior
 from jukebox_jax.ops.logits import Settings, draw, noise
+from jukebox_jax.parallel.lanes import at_once, in_lanes, joined
 from jukebox_jax.parallel.mesh import platform
 from jukebox_jax.parallel.products import eigen_jit
 from jukebox_jax.parallel.sharding import constrain, fetch, put, spread
@@ -84,7 +85,7 @@ def prefix(model: Prior, known: int) -> int:
 
 def decode(
     model: Prior, num_steps: int, settings: Settings, keep_logits: bool,
-    weights, cache, cond: Conditioning, token: Int[Array, " b"], keys, position, offset, end=None,
+    weights, cache, cond: Conditioning, token: Int[Array, " b"], keys, offset, position, end=None,
 ):  # fmt: skip
     """Draw ``num_steps`` tokens from sequence position ``position`` on.
 
@@ -152,31 +153,24 @@ def sample_window(
     batch, given = codes.shape
     if given + num_steps > config.context_length:
         raise UserError(f"{given} + {num_steps} codes do not fit a context of {config.context_length}")
-    codes = np.asarray(codes, np.int32)
-    y, upper_codes, keys = spread((y, upper_codes, keys))
-    cond = condition(model, params, y, upper_codes)
+    codes, start = np.asarray(codes, np.int32), np.broadcast_to(np.asarray(start, np.int32), batch)
     prepared = weights(model, params) if prepared is None else prepared
-    known = config.merged_lyrics + given
-    if known:
-        padded = spread(np.pad(codes, ((0, 0), (0, prefix(model, known) - known))))
-        cache, token = _prefill(model, params, padded, cond, given, prepared)
-    else:
-        cache = empty_cache(model, batch, params, cond)
-        token = np.zeros(batch, np.int32)
-    drawn, logits = [], []
-    chunk = min(chunk, config.context_length)
-    offset = np.broadcast_to(np.asarray(start, np.int32) - np.int32(config.merged_lyrics), batch)
-    offset, token = spread((offset, token))
-    step = _decode_wide if batch >= WIDE else _decode
+    inputs = in_lanes((codes, y, upper_codes, keys, start), batch, prepared)
+    lanes = [_begin(model, params, prepared, *rows) for rows in inputs]
+    step = _decode_wide if len(lanes[0].token) >= WIDE else _decode
+    known, chunk, drawn, logits = config.merged_lyrics + given, min(chunk, config.context_length), [], []
     for done in range(0, num_steps, chunk):
         # Only a CPU can end early for nothing: a GPU would have to ask its host after every step.
         end = min(chunk, num_steps - done) if platform() == "cpu" else None
-        tokens, seen, cache = step(
-            model, chunk, settings, keep_logits, prepared, cache, cond, token, keys, known + done, offset, end
-        )
-        token = spread(tokens[:, -1])
-        drawn.append(tokens)
-        logits.append(seen)
+        given_to_all = model, chunk, settings, keep_logits, prepared
+        calls = [(*given_to_all, *lane, np.int32(known + done), end) for lane in lanes]
+        tokens, seen, caches = zip(*at_once(step, calls), strict=True)
+        lanes = [
+            lane._replace(cache=cache, token=spread(new[:, -1]))
+            for lane, cache, new in zip(lanes, caches, tokens, strict=True)
+        ]
+        drawn.append(joined(tokens, batch))
+        logits.append(joined(seen, batch) if keep_logits else None)
         if progress is not None:
             jax.block_until_ready(tokens)
             progress(min(done + chunk, num_steps))
@@ -185,3 +179,29 @@ def sample_window(
     music = np.maximum(raw - config.lyric_vocabulary, 0)
     seen = np.concatenate(fetch(logits), axis=1)[:, :num_steps] if keep_logits and logits else None
     return Drawn(np.concatenate([codes, music], axis=1), raw, seen)
+
+
+class _Lane(NamedTuple):
+    """Rows of a batch that are drawn in one call, before the next token: ``decode``'s arguments that are theirs."""
+
+    cache: Any
+    cond: Any
+    token: Any
+    keys: Any
+    offset: Any
+
+
+def _begin(
+    model: Prior, params: Any, prepared: Any, codes: np.ndarray, y: Any, upper_codes: Any, keys: Any, start: Any
+) -> _Lane:
+    """Before the first new code of these rows; the arguments are ``sample_window``'s."""
+    (batch, given), lyrics = codes.shape, model.config.merged_lyrics
+    y, upper_codes, keys = spread((y, upper_codes, keys))
+    cond = condition(model, params, y, upper_codes)
+    if known := lyrics + given:
+        padded = spread(np.pad(codes, ((0, 0), (0, prefix(model, known) - known))))
+        cache, token = _prefill(model, params, padded, cond, given, prepared)
+    else:
+        cache, token = empty_cache(model, batch, params, cond), np.zeros(batch, np.int32)
+    offset, token = spread((start - np.int32(lyrics), token))
+    return _Lane(cache, cond, token, keys, offset)

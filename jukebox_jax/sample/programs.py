@@ -51,7 +51,7 @@ def decode_program(
     tokens = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=rows)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))
     position = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
-    args = (weights, cache, cond, tokens, placed(keys, rows), position, tokens)
+    args = (weights, cache, cond, tokens, placed(keys, rows), tokens, position)
     extras = {
         "steps": num_steps,
         "tokens": batch,

@@ -17,6 +17,7 @@ from jukebox_jax.models.layers import Layer
 from jukebox_jax.models.pattern import Kind
 from jukebox_jax.models.prior import Prior
 from jukebox_jax.ops.logits import Settings
+from jukebox_jax.parallel import lanes
 from jukebox_jax.sample import decode
 from jukebox_jax.sample.decode import sample_window
 from jukebox_jax.types import UserError
@@ -174,10 +175,18 @@ def test_eight_prefills_serve_every_prompt(preset: presets.Prior) -> None:
     assert min(spare) == 0 and max(spare) < t.length // 8 + t.length // blocks
 
 
-@pytest.mark.parametrize("wide", [decode.WIDE, 3], ids=["all narrow", "three are wide"])
-def test_chunks_and_neighbours_change_nothing(wide: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("wide", "cores"), [(decode.WIDE, 1), (3, 1), (decode.WIDE, 2)], ids=["all narrow", "three are wide", "lanes"]
+)
+def test_chunks_and_neighbours_change_nothing(wide: int, cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A draw depends on its item's key and on its place, not on chunks or on what else stands in the batch."""
     monkeypatch.setattr(decode, "WIDE", wide)
+    monkeypatch.setattr(lanes, "_cores", lambda: cores)
+    monkeypatch.setattr(lanes, "_shared_cache", lambda: 1 << 30)
+    sizes = []
+    monkeypatch.setattr(
+        decode, "at_once", lambda program, calls: sizes.append(len(calls)) or lanes.at_once(program, calls)
+    )
     shallow = dataclasses.replace(UPSAMPLER, transformer=presets.Transformer(12, 12, 1, init_scale=20.0))
     model = Prior(shallow)
     params = jax.jit(functools.partial(model.init, method="initialise"))(jax.random.key(0))["params"]
@@ -198,6 +207,8 @@ def test_chunks_and_neighbours_change_nothing(wide: int, monkeypatch: pytest.Mon
     assert len({tuple(row) for row in together.tolist()}) == 3
     np.testing.assert_array_equal(draw([0, 1, 2], 3), together)
     np.testing.assert_array_equal(draw([2, 0], 3), together[[2, 0]])
+    np.testing.assert_array_equal(draw([1], 3), together[[1]])
+    assert sizes == [cores] * 7 + [1] * 3  # chunks of 7, 3 and 3 of the seven
 
 
 def test_a_loop_that_ends_early_draws_the_first_of_the_whole_one() -> None:
