@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -17,7 +18,7 @@ WEIGHTS = np.zeros(256, np.float32)  # 1 KiB
 
 
 @pytest.fixture(autouse=True)
-def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """Two cores and a last cache of 2 KiB."""
     path = tmp_path / "size"
     path.write_text("2K\n")
