@@ -45,7 +45,10 @@ def joined(lanes: Sequence[Any], batch: int) -> Any:
 
 def at_once(program: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[Any]:
     """The results of a jitted function's calls, whose arguments have the same shapes. Several run in threads, in the
-    mesh in use (but without other settings that a ``with`` has made for this thread), and are ready on return."""
+    mesh in use (but without other settings that a ``with`` has made for this thread), and are ready on return.
+
+    Numbers that change from call to call are numpy's: a Python number counts as one that is compiled for.
+    """
     if len(calls) == 1:
         return [program(*calls[0])]
     mesh = jax.sharding.get_mesh()

@@ -25,7 +25,7 @@ from jukebox_jax.parallel.sharding import constrain, fetch, put, spread
 from jukebox_jax.types import UserError
 
 CHUNK = 64  # tokens per compiled loop; a shorter rest runs past the end of the window and is cut off, except on a CPU
-WIDE = 16  # rows from which on, on a CPU, steps are faster with Eigen's products (benchmarks/README.md)
+WIDE = 16  # rows of a call from which on, on a CPU, steps are faster with Eigen's products (benchmarks/README.md)
 
 POSITIONS = ("batch", None, "mlp")  # how conditioning vectors lie: every device reads its part of a row
 _PLAIN = Settings()
@@ -159,11 +159,11 @@ def sample_window(
     lanes = [_begin(model, params, prepared, *rows) for rows in inputs]
     step = _decode_wide if len(lanes[0].token) >= WIDE else _decode
     known, chunk, drawn, logits = config.merged_lyrics + given, min(chunk, config.context_length), [], []
+    same = model, chunk, settings, keep_logits, prepared
     for done in range(0, num_steps, chunk):
         # Only a CPU can end early for nothing: a GPU would have to ask its host after every step.
-        end = min(chunk, num_steps - done) if platform() == "cpu" else None
-        given_to_all = model, chunk, settings, keep_logits, prepared
-        calls = [(*given_to_all, *lane, np.int32(known + done), end) for lane in lanes]
+        end = np.int32(min(chunk, num_steps - done)) if platform() == "cpu" else None
+        calls = [(*same, *lane, np.int32(known + done), end) for lane in lanes]
         tokens, seen, caches = zip(*at_once(step, calls), strict=True)
         lanes = [
             lane._replace(cache=cache, token=spread(new[:, -1]))

@@ -183,6 +183,7 @@ def test_chunks_and_neighbours_change_nothing(wide: int, cores: int, monkeypatch
     monkeypatch.setattr(decode, "WIDE", wide)
     monkeypatch.setattr(lanes, "_cores", lambda: cores)
     monkeypatch.setattr(lanes, "_shared_cache", lambda: 1 << 30)
+    monkeypatch.setattr(lanes, "_met", met := set())
     sizes = []
     monkeypatch.setattr(
         decode, "at_once", lambda program, calls: sizes.append(len(calls)) or lanes.at_once(program, calls)
@@ -209,6 +210,7 @@ def test_chunks_and_neighbours_change_nothing(wide: int, cores: int, monkeypatch
     np.testing.assert_array_equal(draw([2, 0], 3), together[[2, 0]])
     np.testing.assert_array_equal(draw([1], 3), together[[1]])
     assert sizes == [cores] * 7 + [1] * 3  # chunks of 7, 3 and 3 of the seven
+    assert len(met) == (3 if cores > 1 else 0)  # two sizes of chunks, two of lanes: where a window ends is no new kind
 
 
 def test_a_loop_that_ends_early_draws_the_first_of_the_whole_one() -> None:
