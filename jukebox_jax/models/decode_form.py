@@ -8,10 +8,14 @@ Queries, keys and values are one product, per head ``h 3 k``: so keys beside val
 that splits heads splits all three. Its matrix is stored output first (``rows``): a chip's share of outputs (150 for 5B
 on eight chips) would otherwise be padded to whole lanes of 128 (spec/tpu_facts.md section 4). On a CPU all matrices
 are, and are the left factor of their products: as the right one, a product would copy them into an order of its own.
+Where a CPU draws batches in lanes (``parallel/lanes.py``) none is (``kernel``): Eigen, on one core, takes them as they
+are.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -27,8 +31,11 @@ from jukebox_jax.models.pattern import Kind, Segment, layer_kinds, segments
 from jukebox_jax.models.prior import Conditioning, Prior
 from jukebox_jax.models.transformer import scans
 from jukebox_jax.ops import attention_xla
+from jukebox_jax.parallel import lanes
 from jukebox_jax.parallel.mesh import platform
 from jukebox_jax.parallel.sharding import constrain, names_of, spec
+
+PRODUCTS = ("qkv", "output", "in", "out")
 
 # Logical axes of a leaf's last dimensions. Weights are whole along ``fsdp``: a step cannot wait for them.
 _AXES: dict[tuple[str, ...], tuple[str | None, ...]] = {
@@ -85,14 +92,16 @@ def prepare(model: Prior, params: dict[str, Any]) -> dict[str, Any]:
     table = params["embedding"] if model.config.tied_output else params["output"]
     weights = {name: params[name] for name in ("embedding", "position", "start") if name in params}
     stacks = zip(groups(model), regroup(model, params["transformer"]), strict=True)
-    heads = model.config.transformer.num_heads
-    layers = [
-        tuple(layer_weights(k, p, heads, model.dtype, scanned(model)) for k, p in zip(group.kinds, places, strict=True))
-        for group, places in stacks
-    ]
+    plain = not model.int8 and lanes.suit(params)
+    turned = PRODUCTS[:1] if scanned(model) else () if plain else PRODUCTS
+    layer = functools.partial(
+        layer_weights, num_heads=model.config.transformer.num_heads, dtype=model.dtype, turned=turned
+    )
+    layers = [tuple(map(layer, group.kinds, places)) for group, places in stacks]
     if model.int8:
         return weights | int8.matrix(table, "table", -2) | {"layers": [tuple(map(_eight_bits, g)) for g in layers]}
-    return weights | {"table": table.astype(model.dtype), "layers": layers}
+    table = table.astype(model.dtype)
+    return weights | {"layers": layers} | ({"table": table} if turned else {"kernel": table.T})
 
 
 def _eight_bits(layer: dict[str, Any]) -> dict[str, Any]:
@@ -105,18 +114,25 @@ def _eight_bits(layer: dict[str, Any]) -> dict[str, Any]:
     return {name: matrices(part) for name, part in layer.items()}
 
 
-def layer_weights(kind: Kind, params: dict[str, Any], num_heads: int, dtype: Any, stacked: bool) -> dict[str, Any]:
-    """A (stacked) layer's weights. ``stacked``: for a scan over layers."""
+def layer_weights(
+    kind: Kind, params: dict[str, Any], num_heads: int, dtype: Any, turned: Collection[str]
+) -> dict[str, Any]:
+    """A (stacked) layer's weights. ``turned``: which of ``PRODUCTS`` have their matrices in ``rows``."""
     cast = lambda tree: jax.tree.map(lambda p: p.astype(dtype), tree)  # noqa: E731
     mlp = {"in": cast(params["mlp"]["in"]), "out": cast(params["mlp"]["out"])}
     norms = {"norm_0": params["norm_0"], "norm_1": params["norm_1"]}
     parts = attention_weights(kind, params["attention"], num_heads, dtype) | mlp
-    return norms | {n: _output_first(part) if n == "qkv" or not stacked else part for n, part in parts.items()}
+    return norms | {n: _output_first(part) if n in turned else part for n, part in parts.items()}
 
 
 def _output_first(part: dict[str, Array]) -> dict[str, Array]:
     """A product's weights, its (stacked) matrix with an output to a row."""
     return {"rows": jnp.swapaxes(part["kernel"], -1, -2), "bias": part["bias"]}
+
+
+def plain(weights: Any) -> bool:
+    """Whether ``prepare`` has left all matrices as they are."""
+    return "kernel" in weights
 
 
 def attention_weights(kind: Kind, params: dict[str, Any], num_heads: int, dtype: Any) -> dict[str, Any]:
@@ -173,10 +189,14 @@ def _apart(model: Prior, stacks: dict[str, Any], layers: list[tuple[Any, ...]]) 
         for j, layer in enumerate(zip(*own, strict=True)):
             stack = stacks[f"segment_{i}"][f"layer_{j}"]
             parts = stack["mlp"] | {"output": stack["attention"]["output"]}
-            parts = {n: p | {"kernel": tuple(w[n]["rows"][0].T for w in layer)} for n, p in parts.items()}
+            parts = {n: p | {"kernel": tuple(_kernel(w[n]) for w in layer)} for n, p in parts.items()}
             new = {"attention": stack["attention"] | {"output": parts.pop("output")}, "mlp": parts}
             out.setdefault(f"segment_{i}", {})[f"layer_{j}"] = stack | new
     return out
+
+
+def _kernel(part: dict[str, Array]) -> Float[Array, "d f"]:
+    return part["kernel"][0] if "kernel" in part else part["rows"][0].T
 
 
 def cache_places(model: Prior, caches: Any, mesh: Any) -> Any:
@@ -229,7 +249,7 @@ def step(
     x = x.astype(jnp.float32)
     if model.config.tied_output and positions is not None:
         x = x + positions
-    logits = int8.scaled(_by_rows(x.astype(model.dtype), weights["table"], jnp.float32), weights)
+    logits = int8.scaled(_product(x.astype(model.dtype), weights, jnp.float32, "table"), weights)
     return constrain(constrain(logits, "batch", "vocab"), "batch", None), caches  # logits travel, not the table
 
 
@@ -287,13 +307,23 @@ def mix_step(
 
 
 def _dense(x: Array, weights: Any) -> Array:
-    y = _by_rows(x, weights["rows"], x.dtype) if "rows" in weights else x @ weights["kernel"].astype(x.dtype)
-    return int8.scaled(y, weights).astype(x.dtype) + weights["bias"][None]
+    return int8.scaled(_product(x, weights, x.dtype), weights).astype(x.dtype) + weights["bias"][None]
+
+
+def _product(x: Float[Array, "b d"], weights: Any, dtype: Any, rows: str = "rows") -> Float[Array, "b f"]:
+    """``x`` times the matrix of ``weights``: its ``kernel``, or ``rows`` with an output each."""
+    if rows in weights:
+        return _by_rows(x, weights[rows].astype(x.dtype), dtype)
+    kernel = weights["kernel"].astype(x.dtype)
+    if platform() != "cpu" or len(x) > 1 or len(kernel) % 2:
+        return jnp.matmul(x, kernel, preferred_element_type=dtype)
+    # Two products for two cores: XLA:CPU deems a whole one of medium size too small for that.
+    halves = x.reshape(2, -1), kernel.reshape(2, -1, kernel.shape[1])
+    return jnp.sum(jnp.einsum("pd,pdf->pf", *halves, preferred_element_type=dtype), 0, keepdims=True)
 
 
 def _by_rows(x: Float[Array, "b d"], rows: Num[Array, "f d"], dtype: Any) -> Float[Array, "b f"]:
     """``x rows^T``."""
-    rows = rows.astype(x.dtype)
     if platform() != "cpu" or len(x) == 1:
         return jnp.einsum("bd,fd->bf", x, rows, preferred_element_type=dtype)
     product = jax.lax.dot_general(rows, x, (((1,), (1,)), ((), ())), preferred_element_type=dtype)

@@ -28,11 +28,16 @@ _pool = ThreadPoolExecutor(LANES, thread_name_prefix="lane")
 _met: set[Any] = set()
 
 
+def suit(weights: Any) -> bool:
+    """Whether this is one CPU where batches are quicker in lanes, with these weights (a tree, which may be traced)."""
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(weights))
+    return alone() and _cores() > 1 and size <= min(WEIGHTS, _shared_cache())
+
+
 def in_lanes(rows: Any, batch: int, weights: Any) -> list[Any]:
     """A tree of arrays whose first axis is the batch, cut into lanes that are alike: an odd batch's last row is there
-    twice. One lane, unless this is one CPU where lanes are quicker with these ``weights`` (a tree)."""
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(weights))
-    if batch < 2 or not alone() or _cores() < 2 or size > min(WEIGHTS, _shared_cache()):
+    twice. One lane, unless lanes ``suit`` the weights."""
+    if batch < 2 or not suit(weights):
         return [rows]
     lanes = np.split(np.minimum(np.arange(-(-batch // LANES) * LANES), batch - 1), LANES)
     return [jax.tree.map(lambda x: x[lane], rows) for lane in lanes]  # noqa: B023

@@ -12,7 +12,7 @@ import pytest
 
 from jukebox_jax import presets
 from jukebox_jax.models.cache import DECODABLE, Sizes, apart, shape
-from jukebox_jax.models.decode_form import layer_step, layer_weights
+from jukebox_jax.models.decode_form import PRODUCTS, layer_step, layer_weights
 from jukebox_jax.models.layers import Layer
 from jukebox_jax.models.pattern import Kind
 from jukebox_jax.models.prior import Prior
@@ -24,6 +24,7 @@ from jukebox_jax.types import UserError
 
 T, BLOCKS, LYRICS, WIDTH, BATCH = 9, 3, 5, 8, 2
 C = T // BLOCKS
+TURNED = {"scanned": PRODUCTS[:1], "rows": PRODUCTS, "kernel": ()}
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
@@ -43,7 +44,7 @@ def lengths(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize(
     ("kind", "form"),
-    [(kind, form) for kind in DECODABLE for form in ("scanned", "apart")],
+    [(kind, form) for kind in DECODABLE for form in ("scanned", "rows", "kernel")],
     ids=lambda value: getattr(value, "value", value),
 )
 def test_a_layer_goes_on_from_every_prompt_length(kind: Kind, form: str) -> None:
@@ -52,11 +53,11 @@ def test_a_layer_goes_on_from_every_prompt_length(kind: Kind, form: str) -> None
     x = jax.random.normal(jax.random.key(0), (BATCH, T, WIDTH))
     lyrics = jax.random.normal(jax.random.key(1), (BATCH, LYRICS, WIDTH)) if kind is Kind.LYRICS else None
     expected, params = jax.jit(layer.init_with_output)(jax.random.key(2), x, lyrics)
-    weights = layer_weights(kind, params["params"], config.num_heads, jnp.float32, stacked=form == "scanned")
+    weights = layer_weights(kind, params["params"], config.num_heads, jnp.float32, TURNED[form])
 
     def steps(cache, known):
         """Outputs at positions known .. T, zeros before."""
-        cache = apart(kind, cache, layer.sizes) if form == "apart" else cache
+        cache = apart(kind, cache, layer.sizes) if form != "scanned" else cache
 
         def body(t, carry):
             cache, out = carry
