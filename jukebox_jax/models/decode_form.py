@@ -5,11 +5,7 @@ layers stay stacked and are scanned (three bodies compile instead of seventy-two
 is a stack of one, taken apart before the token loop, where slices would be copies.
 
 Queries, keys and values are one product, per head ``h 3 k``: so keys beside values is what a cache holds, and a mesh
-that splits heads splits all three. Its matrix is stored output first (``rows``): a chip's share of outputs (150 for 5B
-on eight chips) would otherwise be padded to whole lanes of 128 (spec/tpu_facts.md section 4). On a CPU all matrices
-are, and are the left factor of their products: as the right one, a product would copy them into an order of its own.
-Where a CPU draws batches in lanes (``parallel/lanes.py``) none is (``kernel``): Eigen, on one core, takes them as they
-are.
+that splits heads splits all three. Which matrices are turned over: ``step_products.py``.
 """
 
 from __future__ import annotations
@@ -22,20 +18,19 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Format, Layout
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Float, Int
 
 from jukebox_jax.models import cache as kv_cache
-from jukebox_jax.models import int8
+from jukebox_jax.models import int8, step_products
 from jukebox_jax.models.layers import Layer, layer_norm, quick_gelu
 from jukebox_jax.models.pattern import Kind, Segment, layer_kinds, segments
 from jukebox_jax.models.prior import Conditioning, Prior
+from jukebox_jax.models.step_products import dense, product
 from jukebox_jax.models.transformer import scans
 from jukebox_jax.ops import attention_xla
 from jukebox_jax.parallel import lanes
 from jukebox_jax.parallel.mesh import platform
 from jukebox_jax.parallel.sharding import constrain, names_of, spec
-
-PRODUCTS = ("qkv", "output", "in", "out")
 
 # Logical axes of a leaf's last dimensions. Weights are whole along ``fsdp``: a step cannot wait for them.
 _AXES: dict[tuple[str, ...], tuple[str | None, ...]] = {
@@ -92,47 +87,31 @@ def prepare(model: Prior, params: dict[str, Any]) -> dict[str, Any]:
     table = params["embedding"] if model.config.tied_output else params["output"]
     weights = {name: params[name] for name in ("embedding", "position", "start") if name in params}
     stacks = zip(groups(model), regroup(model, params["transformer"]), strict=True)
-    plain = not model.int8 and lanes.suit(params)
-    turned = PRODUCTS[:1] if scanned(model) else () if plain else PRODUCTS
+    plain = model.dtype == jnp.float32 and not model.int8 and lanes.suit(params)
+    turned = step_products.ALL[:1] if scanned(model) else () if plain else step_products.ALL
     layer = functools.partial(
         layer_weights, num_heads=model.config.transformer.num_heads, dtype=model.dtype, turned=turned
     )
     layers = [tuple(map(layer, group.kinds, places)) for group, places in stacks]
     if model.int8:
-        return weights | int8.matrix(table, "table", -2) | {"layers": [tuple(map(_eight_bits, g)) for g in layers]}
+        return (
+            weights
+            | int8.matrix(table, "table", -2)
+            | {"layers": [tuple(map(step_products.eight_bits, g)) for g in layers]}
+        )
     table = table.astype(model.dtype)
     return weights | {"layers": layers} | ({"table": table} if turned else {"kernel": table.T})
-
-
-def _eight_bits(layer: dict[str, Any]) -> dict[str, Any]:
-    """A (stacked) layer's weights, its matrices in 8 bits."""
-
-    def matrices(part: dict[str, Array]) -> dict[str, Array]:
-        name = next((name for name in ("kernel", "rows") if name in part), None)
-        return part | int8.matrix(part[name], name, -2 if name == "rows" else -1) if name else part
-
-    return {name: matrices(part) for name, part in layer.items()}
 
 
 def layer_weights(
     kind: Kind, params: dict[str, Any], num_heads: int, dtype: Any, turned: Collection[str]
 ) -> dict[str, Any]:
-    """A (stacked) layer's weights. ``turned``: which of ``PRODUCTS`` have their matrices in ``rows``."""
+    """A (stacked) layer's weights. ``turned``: which of ``step_products.ALL`` have their matrices in ``rows``."""
     cast = lambda tree: jax.tree.map(lambda p: p.astype(dtype), tree)  # noqa: E731
     mlp = {"in": cast(params["mlp"]["in"]), "out": cast(params["mlp"]["out"])}
     norms = {"norm_0": params["norm_0"], "norm_1": params["norm_1"]}
     parts = attention_weights(kind, params["attention"], num_heads, dtype) | mlp
-    return norms | {n: _output_first(part) if n in turned else part for n, part in parts.items()}
-
-
-def _output_first(part: dict[str, Array]) -> dict[str, Array]:
-    """A product's weights, its (stacked) matrix with an output to a row."""
-    return {"rows": jnp.swapaxes(part["kernel"], -1, -2), "bias": part["bias"]}
-
-
-def plain(weights: Any) -> bool:
-    """Whether ``prepare`` has left all matrices as they are."""
-    return "kernel" in weights
+    return norms | {n: step_products.output_first(part) if n in turned else part for n, part in parts.items()}
 
 
 def attention_weights(kind: Kind, params: dict[str, Any], num_heads: int, dtype: Any) -> dict[str, Any]:
@@ -189,14 +168,10 @@ def _apart(model: Prior, stacks: dict[str, Any], layers: list[tuple[Any, ...]]) 
         for j, layer in enumerate(zip(*own, strict=True)):
             stack = stacks[f"segment_{i}"][f"layer_{j}"]
             parts = stack["mlp"] | {"output": stack["attention"]["output"]}
-            parts = {n: p | {"kernel": tuple(_kernel(w[n]) for w in layer)} for n, p in parts.items()}
+            parts = {n: p | {"kernel": tuple(step_products.kernel(w[n]) for w in layer)} for n, p in parts.items()}
             new = {"attention": stack["attention"] | {"output": parts.pop("output")}, "mlp": parts}
             out.setdefault(f"segment_{i}", {})[f"layer_{j}"] = stack | new
     return out
-
-
-def _kernel(part: dict[str, Array]) -> Float[Array, "d f"]:
-    return part["kernel"][0] if "kernel" in part else part["rows"][0].T
 
 
 def cache_places(model: Prior, caches: Any, mesh: Any) -> Any:
@@ -249,7 +224,7 @@ def step(
     x = x.astype(jnp.float32)
     if model.config.tied_output and positions is not None:
         x = x + positions
-    logits = int8.scaled(_product(x.astype(model.dtype), weights, jnp.float32, "table"), weights)
+    logits = int8.scaled(product(x.astype(model.dtype), weights, jnp.float32, "table"), weights)
     return constrain(constrain(logits, "batch", "vocab"), "batch", None), caches  # logits travel, not the table
 
 
@@ -279,7 +254,7 @@ def layer_step(
 ) -> tuple[Float[Array, "b d"], kv_cache.Cache]:
     """One position through a layer. Returns its output and the cache with position t of repeat ``index`` written."""
     a, cache = mix_step(layer, weights, layer_norm(x, weights["norm_0"]), cache, index, t)
-    m = _dense(quick_gelu(_dense(layer_norm(x + a, weights["norm_1"]), weights["in"])), weights["out"])
+    m = dense(quick_gelu(dense(layer_norm(x + a, weights["norm_1"]), weights["in"])), weights["out"])
     return layer.add(x, a, m), cache
 
 
@@ -288,7 +263,7 @@ def mix_step(
 ) -> tuple[Float[Array, "b d"], kv_cache.Cache]:
     """``Layer.mix`` of one position, and the cache."""
     c, kind, sizes, qkv = layer.config, layer.kind, layer.sizes, weights["qkv"]
-    y = _dense(h, qkv).reshape(h.shape[0], c.num_heads, -1, c.head_dim)
+    y = dense(h, qkv).reshape(h.shape[0], c.num_heads, -1, c.head_dim)
     if kind is not Kind.LYRICS:
         cache = int8.write(kind, cache, y[:, :, 1:], sizes, index, t)
     k, v, scale = int8.read(kind, cache, sizes, index, t)
@@ -303,28 +278,4 @@ def mix_step(
     o = jnp.einsum("bhs,bhsk->bhk", p.astype(v.dtype), v)[..., -c.head_dim :].reshape(h.shape[0], -1)
     if kind is Kind.PREVIOUS:  # zero keys and values before the first block
         o = o * (t >= sizes.block_length).astype(o.dtype)
-    return _dense(o, weights["output"]), cache
-
-
-def _dense(x: Array, weights: Any) -> Array:
-    return int8.scaled(_product(x, weights, x.dtype), weights).astype(x.dtype) + weights["bias"][None]
-
-
-def _product(x: Float[Array, "b d"], weights: Any, dtype: Any, rows: str = "rows") -> Float[Array, "b f"]:
-    """``x`` times the matrix of ``weights``: its ``kernel``, or ``rows`` with an output each."""
-    if rows in weights:
-        return _by_rows(x, weights[rows].astype(x.dtype), dtype)
-    kernel = weights["kernel"].astype(x.dtype)
-    if platform() != "cpu" or len(x) > 1 or len(kernel) % 2:
-        return jnp.matmul(x, kernel, preferred_element_type=dtype)
-    # Two products for two cores: XLA:CPU deems a whole one of medium size too small for that.
-    halves = x.reshape(2, -1), kernel.reshape(2, -1, kernel.shape[1])
-    return jnp.sum(jnp.einsum("pd,pdf->pf", *halves, preferred_element_type=dtype), 0, keepdims=True)
-
-
-def _by_rows(x: Float[Array, "b d"], rows: Num[Array, "f d"], dtype: Any) -> Float[Array, "b f"]:
-    """``x rows^T``."""
-    if platform() != "cpu" or len(x) == 1:
-        return jnp.einsum("bd,fd->bf", x, rows, preferred_element_type=dtype)
-    product = jax.lax.dot_general(rows, x, (((1,), (1,)), ((), ())), preferred_element_type=dtype)
-    return jax.lax.optimization_barrier(product).T  # or the compiler would exchange the factors
+    return dense(o, weights["output"]), cache

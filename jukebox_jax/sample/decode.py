@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from jukebox_jax.models import decode_form
+from jukebox_jax.models import decode_form, step_products
 from jukebox_jax.models.prior import Conditioning, Prior
 from jukebox_jax.ops.logits import Settings, draw, noise
 from jukebox_jax.parallel.lanes import at_once, in_lanes, joined
@@ -157,7 +157,7 @@ def sample_window(
     prepared = weights(model, params) if prepared is None else prepared
     inputs = in_lanes((codes, y, upper_codes, keys, start), batch, prepared)
     lanes = [_begin(model, params, prepared, *rows) for rows in inputs]
-    step = _decode_wide if decode_form.plain(prepared) or len(lanes[0].token) >= WIDE else _decode
+    step = _decode_wide if step_products.plain(prepared) or len(lanes[0].token) >= WIDE else _decode
     known, chunk, drawn, logits = config.merged_lyrics + given, min(chunk, config.context_length), [], []
     same = model, chunk, settings, keep_logits, prepared
     for done in range(0, num_steps, chunk):

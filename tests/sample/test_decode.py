@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 from jukebox_jax import presets
+from jukebox_jax.models import decode_form, step_products
 from jukebox_jax.models.cache import DECODABLE, Sizes, apart, shape
-from jukebox_jax.models.decode_form import PRODUCTS, layer_step, layer_weights
+from jukebox_jax.models.decode_form import layer_step, layer_weights
 from jukebox_jax.models.layers import Layer
 from jukebox_jax.models.pattern import Kind
 from jukebox_jax.models.prior import Prior
+from jukebox_jax.models.step_products import ALL
 from jukebox_jax.ops.logits import Settings
 from jukebox_jax.parallel import lanes
 from jukebox_jax.sample import decode
@@ -24,7 +26,7 @@ from jukebox_jax.types import UserError
 
 T, BLOCKS, LYRICS, WIDTH, BATCH = 9, 3, 5, 8, 2
 C = T // BLOCKS
-TURNED = {"scanned": PRODUCTS[:1], "rows": PRODUCTS, "kernel": ()}
+TURNED = {"scanned": ALL[:1], "rows": ALL, "kernel": ()}
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
@@ -185,6 +187,7 @@ def test_chunks_and_neighbours_change_nothing(wide: int, cores: int, monkeypatch
     monkeypatch.setattr(lanes, "_cores", lambda: cores)
     monkeypatch.setattr(lanes, "_shared_cache", lambda: 1 << 30)
     monkeypatch.setattr(lanes, "_met", met := set())
+    monkeypatch.setattr(decode, "_prepare", jax.jit(functools.partial(decode_form.prepare), static_argnums=0))
     sizes = []
     monkeypatch.setattr(
         decode, "at_once", lambda program, calls: sizes.append(len(calls)) or lanes.at_once(program, calls)
@@ -211,7 +214,16 @@ def test_chunks_and_neighbours_change_nothing(wide: int, cores: int, monkeypatch
     np.testing.assert_array_equal(draw([2, 0], 3), together[[2, 0]])
     np.testing.assert_array_equal(draw([1], 3), together[[1]])
     assert sizes == [cores] * 7 + [1] * 3  # chunks of 7, 3 and 3 of the seven
+    assert step_products.plain(decode.weights(model, params)) == (cores > 1)
     assert len(met) == (3 if cores > 1 else 0)  # two sizes of chunks, two of lanes: where a window ends is no new kind
+
+
+@pytest.mark.parametrize(("batch", "width"), [(1, 6), (1, 7), (3, 6)])
+def test_products_with_every_form_of_a_matrix(batch: int, width: int) -> None:
+    x, kernel = jax.random.normal(jax.random.key(0), (batch, width)), jax.random.normal(jax.random.key(1), (width, 5))
+    for weights in ({"kernel": kernel}, {"rows": kernel.T}):
+        found = jax.jit(step_products.product, static_argnums=2)(x, weights, jnp.float32)
+        np.testing.assert_allclose(found, x @ kernel, rtol=1e-5, atol=1e-6)
 
 
 def test_a_loop_that_ends_early_draws_the_first_of_the_whole_one() -> None:
