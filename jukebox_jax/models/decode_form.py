@@ -87,20 +87,18 @@ def prepare(model: Prior, params: dict[str, Any]) -> dict[str, Any]:
     table = params["embedding"] if model.config.tied_output else params["output"]
     weights = {name: params[name] for name in ("embedding", "position", "start") if name in params}
     stacks = zip(groups(model), regroup(model, params["transformer"]), strict=True)
-    plain = model.dtype == jnp.float32 and not model.int8 and lanes.suit(params)
+    read = weights, table, params["transformer"]  # of the size that ``sample/decode.py`` finds here
+    plain = model.dtype == jnp.float32 and not model.int8 and lanes.suit(read)
     turned = step_products.ALL[:1] if scanned(model) else () if plain else step_products.ALL
     layer = functools.partial(
         layer_weights, num_heads=model.config.transformer.num_heads, dtype=model.dtype, turned=turned
     )
     layers = [tuple(map(layer, group.kinds, places)) for group, places in stacks]
     if model.int8:
-        return (
-            weights
-            | int8.matrix(table, "table", -2)
-            | {"layers": [tuple(map(step_products.eight_bits, g)) for g in layers]}
-        )
+        layers = [tuple(map(step_products.eight_bits, group)) for group in layers]
+        return weights | int8.matrix(table, "table", -2) | {"layers": layers}
     table = table.astype(model.dtype)
-    return weights | {"layers": layers} | ({"table": table} if turned else {"kernel": table.T})
+    return weights | ({"table": table} if turned else {"kernel": table.T}) | {"layers": layers}
 
 
 def layer_weights(

@@ -3,8 +3,8 @@
 A matrix is a ``kernel``, as the layers have it, or ``rows``, turned over so that each has an output. Queries, keys and
 values are turned: a chip's share of outputs (150 for 5B on eight chips) would otherwise be padded to whole lanes of
 128 (spec/tpu_facts.md section 4). On a CPU all are, and are the left factor of their products: as the right one, YNN
-would copy them into an order of its own. Where a CPU draws batches in lanes (``parallel/lanes.py``) none is: Eigen, on
-one core, takes them as they are.
+would copy them into an order of its own. Where a CPU draws batches in lanes (``parallel/lanes.py``), in float32, none
+is: Eigen, on one core, takes them as they are.
 """
 
 from __future__ import annotations

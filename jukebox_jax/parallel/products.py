@@ -1,7 +1,7 @@
 """Which library multiplies a CPU's matrices.
 
-XLA:CPU has two: YNN, its choice, and Eigen. Convolution stacks and decoding of wide batches are faster with Eigen's
-(benchmarks/README.md), the rest with YNN's. It is a compiler option, so it is for a whole program.
+XLA:CPU has two: YNN, its choice, and Eigen. Convolution stacks and decoding, of wide batches or in lanes, are faster
+with Eigen's (benchmarks/README.md), the rest with YNN's. It is a compiler option, so it is for a whole program.
 """
 
 from __future__ import annotations

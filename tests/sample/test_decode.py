@@ -187,7 +187,8 @@ def test_chunks_and_neighbours_change_nothing(wide: int, cores: int, monkeypatch
     monkeypatch.setattr(lanes, "_cores", lambda: cores)
     monkeypatch.setattr(lanes, "_shared_cache", lambda: 1 << 30)
     monkeypatch.setattr(lanes, "_met", met := set())
-    monkeypatch.setattr(decode, "_prepare", jax.jit(functools.partial(decode_form.prepare), static_argnums=0))
+    afresh = functools.partial(decode_form.prepare)  # nothing compiled for other cores
+    monkeypatch.setattr(decode, "_prepare", jax.jit(afresh, static_argnums=0))
     sizes = []
     monkeypatch.setattr(
         decode, "at_once", lambda program, calls: sizes.append(len(calls)) or lanes.at_once(program, calls)
