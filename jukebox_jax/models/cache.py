@@ -13,7 +13,7 @@ written hold anything: ``visible`` hides them until they are overwritten.
     LYRICS    r l b 2S      computed once
 
 A CPU reads keys and values faster as two arrays ``b h s k`` per layer (``apart``), behind the axis that PREVIOUS (2)
-and COLUMN (c) choose from.
+and COLUMN (c) choose from. Of PREVIOUS it copies the half that is read once a block, not at every step (``hold``).
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def shape(kind: Kind, sizes: Sizes, batch: int, width: int) -> tuple[int, ...]:
     return (*positions, batch, 2 * width)
 
 
-Cache = Any  # one stacked array, or the pair of arrays of ``apart``; or a dictionary of int8.py
+Cache = Any  # one stacked array, or the arrays of ``apart``, perhaps of ``hold``; or a dictionary of int8.py
 
 
 def axes(kind: Kind, cache: Cache) -> Any:
@@ -86,6 +86,18 @@ def apart(kind: Kind, cache: Num[Array, "1 ..."], sizes: Sizes) -> tuple[Array, 
         kv = kv.reshape(*kv.shape[:-1], sizes.num_heads, 2, -1)  # ... s b h 2 k
         kv = jnp.moveaxis(jnp.moveaxis(kv, -2, 0), -4, -2)
     return kv[0], kv[1]
+
+
+def hold(kind: Kind, cache: Cache, sizes: Sizes, t: Array) -> Cache:
+    """A pair of ``apart`` with what the steps of t's block read, where that is the same for all of them, behind it."""
+    if kind is not Kind.PREVIOUS or not isinstance(cache, tuple):
+        return cache
+    return (*cache[:2], *read(kind, cache[:2], sizes, 0, t))
+
+
+def release(cache: Cache) -> Cache:
+    """The cache without what ``hold`` has put there."""
+    return cache[:2] if isinstance(cache, tuple) else cache
 
 
 def by_eights(x: Num[Array, "... eights 8 k"]) -> Num[Array, "... t k"]:
@@ -147,7 +159,7 @@ def write(kind: Kind, cache: Cache, kv: Num[Array, "b h 2 k"], sizes: Sizes, ind
         new = jnp.expand_dims(kv, tuple(range(len(lead))))
         where = (*lead, 0, 0, at, 0)
         place = lambda x, i: jax.lax.dynamic_update_slice(x, new[..., i : i + 1, :].astype(x.dtype), where)  # noqa: E731
-        return place(cache[0], 0), place(cache[1], 1)
+        return place(cache[0], 0), place(cache[1], 1), *cache[2:]
     if kind is Kind.DENSE:
         new, where = jnp.moveaxis(kv, 2, 0)[:, :, :, None, None], (index, 0, 0, 0, t // 8, t % 8, 0)
         return jax.lax.dynamic_update_slice(cache, new[None].astype(cache.dtype), where)
@@ -166,6 +178,8 @@ def read(
     """
     at = chosen(kind, sizes, t)
     if isinstance(cache, tuple):
+        if len(cache) > 2:
+            return cache[2:]
         k, v = (jax.lax.dynamic_index_in_dim(x, *at, keepdims=False) if at else x for x in cache)
         return k, v
     lead = (index, *at)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -41,8 +43,6 @@ class LabelEmbedding(nn.Module):
     config: presets.Labels
     width: int
     init_scale: float
-    num_positions: int
-    window_samples: int
     timing: bool
 
     def setup(self):
@@ -50,8 +50,7 @@ class LabelEmbedding(nn.Module):
         c, table = self.config, lambda name, rows: self.param(name, init, (rows, self.width))
         self.genre, self.artist = table("genre", c.num_genres), table("artist", c.num_artists)
         if self.timing:
-            names = ("total_length", "absolute_position", "relative_position")
-            self.total_length, self.absolute, self.relative = (table(name, c.time_bins) for name in names)
+            self.timing_tables = {name: table(name, c.time_bins) for name in Timing._fields}
 
     def start(self, y: Int[Array, "b cols"]) -> Float[Array, "b d"]:
         """Artist vector plus the sum (not the mean) of the vectors of the genres that are there."""
@@ -59,14 +58,32 @@ class LabelEmbedding(nn.Module):
         present = (genres >= 0)[..., None]
         return self.artist[y[:, 3]] + jnp.sum(jnp.where(present, self.genre[jnp.maximum(genres, 0)], 0.0), axis=1)
 
-    def positions(self, y: Int[Array, "b cols"]) -> Float[Array, "b t d"]:
-        """Timing vectors of every position of the window; float32 bins, as the original's."""
-        total, absolute, relative = timing_bins(self.config, y, self.num_positions)
-        return self.total_length[total] + self.absolute[absolute] + self.relative[relative]
+
+class Timing(NamedTuple):
+    """Bins of a window's timing; the fields have the names of the tables that they are looked up in."""
+
+    total_length: Any  # Int[Array, "b 1"]
+    absolute_position: Any  # Int[Array, "b t"]
+    relative_position: Any  # Int[Array, "b t"]
 
 
-def timing_bins(config: presets.Labels, y: Int[Array, "b cols"], num_positions: int):
-    """Bins of total length (b, 1), absolute and relative position (b, t): spec/prior.md section 7.
+def timing_vectors(tables: Any, timing: Timing) -> Float[Array, "*b d"]:
+    """What is added at every position that ``timing`` has bins of, by tables (bins, d) of its fields' names."""
+    total, absolute, relative = (tables[name][bins] for name, bins in timing._asdict().items())
+    return total + absolute + relative
+
+
+def vectors_at(positions: Timing | Float[Array, "b t d"], tables: Any, at: Array) -> Float[Array, "b d"]:
+    """What is added at one position: timing's vectors, from ``timing_tables``, or the upper level's."""
+    pick = lambda x: jax.lax.dynamic_index_in_dim(x, at, axis=1, keepdims=False)  # noqa: E731
+    if not isinstance(positions, Timing):
+        return pick(positions)
+    total, *bins = positions
+    return timing_vectors(tables, Timing(total[:, 0], *map(pick, bins)))
+
+
+def timing_bins(config: presets.Labels, y: Int[Array, "b cols"], num_positions: int) -> Timing:
+    """Timing of every position of the window: spec/prior.md section 7.
 
     Every float32 operation is rounded as the original's, which decides at bin edges. So the compiler may neither
     contract a product and a sum (``_spread``) nor multiply by a reciprocal (``_bins``).
@@ -78,7 +95,7 @@ def timing_bins(config: presets.Labels, y: Int[Array, "b cols"], num_positions: 
     zero = jnp.minimum(y[:, :1], 0)  # a length is not negative, but the compiler does not know it
     relative = _spread(start / total, jnp.clip(end / total, 0.0, 1.0), num_positions, zero)
     bins = config.time_bins
-    return (
+    return Timing(
         _bins(total, low, high, bins),
         _bins(_spread(start, end, num_positions, zero), 0.0, high, bins),
         _bins(relative, 0.0, 1.0, bins),

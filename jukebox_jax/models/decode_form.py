@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Int
 
 from jukebox_jax.models import cache as kv_cache
 from jukebox_jax.models import int8, step_products
+from jukebox_jax.models.conditioners import Timing, vectors_at
 from jukebox_jax.models.layers import Layer, layer_norm, quick_gelu
 from jukebox_jax.models.pattern import Kind, Segment, layer_kinds, segments
 from jukebox_jax.models.prior import Conditioning, Prior
@@ -51,6 +52,7 @@ _TABLES: dict[str, tuple[str | None, ...]] = {
     "table": ("vocab", None),
     "scale": ("vocab",),
     "position": (None, "mlp"),  # one row is read: every device reads its part of it
+    **dict.fromkeys(Timing._fields, (None, "mlp")),
 }
 
 
@@ -86,6 +88,8 @@ def prepare(model: Prior, params: dict[str, Any]) -> dict[str, Any]:
     """
     table = params["embedding"] if model.config.tied_output else params["output"]
     weights = {name: params[name] for name in ("embedding", "position", "start") if name in params}
+    if model.config.labels is not None and model.config.conditioner is None:
+        weights["timing"] = {name: params["labels"][name] for name in Timing._fields}
     stacks = zip(groups(model), regroup(model, params["transformer"]), strict=True)
     read = weights, table, params["transformer"]  # of the size that ``sample/decode.py`` finds here
     plain = model.dtype == jnp.float32 and not model.int8 and lanes.suit(read)
@@ -134,7 +138,7 @@ def places(model: Prior, weights: Any, mesh: Mesh | AbstractMesh) -> Any:
 
     def place(path: tuple[Any, ...], leaf: Any) -> Any:
         names = names_of(path)
-        axes = _TABLES.get(names[0], ()) if len(names) == 1 else _AXES.get(names[-2:], ())
+        axes = _AXES.get(names[-2:], ()) if names[0] == "layers" else _TABLES.get(names[-1], ())
         axes = (None,) * (len(leaf.shape) - len(axes)) + axes
         where = NamedSharding(mesh, spec(axes, leaf.shape, mesh, heads))
         pinned = platform() == "tpu" and names[-2:] in (("qkv", "rows"), ("output", "kernel"))
@@ -203,6 +207,19 @@ def _own_form(model: Prior, caches: Any) -> Any:
     return caches if mesh.empty else jax.lax.with_sharding_constraint(caches, cache_places(model, caches, mesh))
 
 
+def hold(model: Prior, caches: Any, t: Array) -> Any:
+    """The caches with what all steps of position t's block read, where it is cheaper to choose it once; ``release``."""
+    return [
+        tuple(kv_cache.hold(kind, x, _layer(model, kind).sizes, t) for kind, x in zip(kinds, group, strict=True))
+        for (kinds, _), group in zip(groups(model), caches, strict=True)
+    ]
+
+
+def release(caches: Any) -> Any:
+    """The caches alone, after ``hold``."""
+    return [tuple(map(kv_cache.release, group)) for group in caches]
+
+
 def _layer(model: Prior, kind: Kind) -> Layer:
     c = model.config
     return Layer(c.transformer, kind, c.merged_lyrics, c.num_lyrics, model.dtype, parent=None)
@@ -215,9 +232,10 @@ def step(
     start = cond.start if cond.start is not None else weights["start"]
     x = jnp.where(t == 0, start, weights["embedding"][token])
     x = x + jax.lax.dynamic_index_in_dim(weights["position"], t, keepdims=True)
-    positions = cond.positions
-    if positions is not None:
-        x = x + (positions := jax.lax.dynamic_index_in_dim(positions, t, axis=1, keepdims=False))
+    if (positions := cond.positions) is not None:
+        lyrics = model.config.merged_lyrics
+        positions = vectors_at(positions, weights.get("timing"), jnp.maximum(t - lyrics, 0))
+        x = x + (positions := jnp.where(t < lyrics, 0.0, positions) if lyrics else positions)
     x, caches = _layers(model, weights["layers"], constrain(x, "batch", None).astype(model.dtype), caches, t)
     x = x.astype(jnp.float32)
     if model.config.tied_output and positions is not None:

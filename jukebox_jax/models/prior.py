@@ -16,17 +16,17 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jukebox_jax import presets
-from jukebox_jax.models.conditioners import LabelEmbedding, UpperCodes
+from jukebox_jax.models.conditioners import LabelEmbedding, Timing, UpperCodes, timing_bins, timing_vectors
 from jukebox_jax.models.layers import Dtype, LayerNorm
 from jukebox_jax.models.transformer import Transformer
 from jukebox_jax.types import UserError
 
 
 class Conditioning(NamedTuple):
-    """All that a window's codes are conditioned on. ``positions`` covers the whole sequence, merged lyrics included."""
+    """All that a window's codes are conditioned on. ``positions`` are those of the codes, without merged lyrics."""
 
     start: Any  # Float[Array, "b d"], takes the place of the embedding before position 0; None without labels
-    positions: Any  # Float[Array, "b t d"], added at every position; or None
+    positions: Any  # what is added there: of upsamplers Float[Array, "b t d"], of others with labels Timing; or None
     lyrics: Any = None  # Float[Array, "b l d"]: separate lyrics, encoded
     lyric_tokens: Any = None  # Int[Array, "b l"]
 
@@ -102,9 +102,7 @@ class Prior(nn.Module):
             init = lambda rng, shape: jax.random.uniform(rng, shape, minval=-bound, maxval=bound)  # noqa: E731
             self.output = self.param("output", init, (c.vocab_size, t.width))
         if c.labels is not None:
-            self.labels = LabelEmbedding(
-                c.labels, t.width, t.init_scale, c.context_length, c.window_samples, timing=c.conditioner is None
-            )
+            self.labels = LabelEmbedding(c.labels, t.width, t.init_scale, timing=c.conditioner is None)
         if c.conditioner is not None:
             self.conditioner = UpperCodes(c.conditioner, c.codebook_size, t.width, t.init_scale)
         if separate:
@@ -147,15 +145,13 @@ class Prior(nn.Module):
             _expect("label rows", c.labels.columns, y)
             start = self.labels.start(y)
             if c.conditioner is None:
-                positions = self.labels.positions(y)
+                positions = timing_bins(c.labels, y, c.context_length)
         if c.conditioner is not None:
             _expect("codes of the level above", c.context_length // (c.upsampling or 1), upper_codes)
             positions = self.conditioner(upper_codes)
         if c.lyrics is not None and y is not None:
             tokens = y[:, -c.lyrics.num_tokens :]
-            if c.merged_lyrics:
-                positions = jnp.pad(positions, ((0, 0), (c.merged_lyrics, 0), (0, 0)))
-            else:
+            if not c.merged_lyrics:
                 lyrics = self.encode_lyrics(tokens)
         return Conditioning(start, positions, lyrics, tokens)
 
@@ -169,13 +165,20 @@ class Prior(nn.Module):
             return codes
         return jnp.concatenate([cond.lyric_tokens, codes + self.config.lyric_vocabulary], axis=1)
 
-    def _embed(self, tokens, cond: Conditioning):
+    def positions(self, cond: Conditioning) -> Any:
+        """What is added at every position of the sequence (b, _, d), at merged lyrics nothing; or None."""
+        x = cond.positions
+        if isinstance(x, Timing):
+            x = timing_vectors(self.labels.timing_tables, x)
+        return None if x is None else jnp.pad(x, ((0, 0), (self.config.merged_lyrics, 0), (0, 0)))
+
+    def _embed(self, tokens, cond: Conditioning, positions):
         x = self.core.stream(tokens, cond.start)
-        return x if cond.positions is None else x + cond.positions[:, : tokens.shape[1]]
+        return x if positions is None else x + positions[:, : tokens.shape[1]]
 
     def _conditioned(self, x, positions):
         """Before a tied output the conditioning is added once more."""
-        return x + positions if self.config.tied_output and positions is not None else x
+        return x + positions[:, : x.shape[1]] if self.config.tied_output and positions is not None else x
 
     def _output_table(self):
         return self.core.embedding if self.config.tied_output else self.output
@@ -186,15 +189,17 @@ class Prior(nn.Module):
         self, codes: Int[Array, "b t"], cond: Conditioning, num_layers: int | None = None
     ) -> Float[Array, "b _ d"]:
         """Output of the transformer (or of its first ``num_layers``) over the whole sequence, float32."""
-        return self.transformer(self._embed(self.sequence(codes, cond), cond), cond.lyrics, num_layers)
+        x = self._embed(self.sequence(codes, cond), cond, self.positions(cond))
+        return self.transformer(x, cond.lyrics, num_layers)
 
     def logits(self, codes: Int[Array, "b t"], cond: Conditioning) -> Float[Array, "b _ v"]:
         """Teacher-forced logits, float32; with merged lyrics those of the lyric positions come first."""
         return self._final(codes, cond) @ self._output_table().T
 
     def _final(self, codes, cond: Conditioning):
-        x = self.hidden(codes, cond)
-        return self._conditioned(x, None if cond.positions is None else cond.positions[:, : x.shape[1]])
+        positions = self.positions(cond)  # one array for both places
+        x = self.transformer(self._embed(self.sequence(codes, cond), cond, positions), cond.lyrics)
+        return self._conditioned(x, positions)
 
     def lyric_logits(self, cond: Conditioning) -> Float[Array, "b l v"]:
         """Logits of the lyric tokens from their own (shifted) encodings: separate lyrics' training signal."""
@@ -227,7 +232,7 @@ class Prior(nn.Module):
         if c.lyrics is None or c.alignment_layer is None or c.alignment_head is None:
             raise UserError("this prior has no alignment head: it needs lyrics, alignment_layer and alignment_head")
         cond = self.condition(y, upper_codes)
-        x = self._embed(self.sequence(codes, cond), cond)
+        x = self._embed(self.sequence(codes, cond), cond, self.positions(cond))
         p = self.transformer.attention_weights(x, cond.lyrics, c.alignment_layer, c.alignment_head)
         return p[:, c.merged_lyrics :, : c.lyrics.num_tokens]
 
@@ -239,7 +244,7 @@ class Prior(nn.Module):
 
     def prefill(self, tokens: Int[Array, "b p"], cond: Conditioning, known):
         """Caches for a step at position ``known``; ``tokens`` are whole blocks of the sequence, padded at the end."""
-        return self.transformer.prefill(self._embed(tokens, cond), cond.lyrics, known)[1]
+        return self.transformer.prefill(self._embed(tokens, cond, self.positions(cond)), cond.lyrics, known)[1]
 
 
 def _expect(what: str, count: int, array) -> None:

@@ -44,7 +44,9 @@ class Drawn(NamedTuple):
 def condition(model: Prior, params, y, upper_codes) -> Any:
     """The conditioning of one window; see ``Prior.condition``. On a mesh a step reads a part of a row's width."""
     cond: Any = model.apply({"params": params}, y, upper_codes, method="condition")
-    return cond if cond.positions is None else cond._replace(positions=constrain(cond.positions, *POSITIONS))
+    if model.config.conditioner is None:
+        return cond
+    return cond._replace(positions=constrain(cond.positions, *POSITIONS))
 
 
 def weights(model: Prior, params) -> Any:
@@ -106,23 +108,35 @@ def decode(
         token = draw(drawn, logits, settings)
         return (cache, token), (token, logits if keep_logits else None)
 
-    loop = jax.lax.scan if end is None else functools.partial(_scan_until, end)
-    (cache, _), (tokens, logits) = loop(step, (cache, token), (positions, draws))
+    if end is None:
+        (cache, _), (tokens, logits) = jax.lax.scan(step, (cache, token), (positions, draws))
+    else:
+        (cache, _), (tokens, logits) = _by_blocks(model, end, step, (cache, token), (positions, draws))
     return tokens.T, None if logits is None else jnp.swapaxes(logits, 0, 1), cache
 
 
-def _scan_until(end, step, carry, inputs):
-    """``lax.scan`` over the first ``end`` inputs; outputs of the others are zero."""
+def _by_blocks(model: Prior, end, step, carry, inputs):
+    """``lax.scan`` over the first ``end`` inputs, a block of positions after the other; other outputs are zero."""
     at = lambda i: jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), inputs)  # noqa: E731
     outputs = jax.tree.map(
-        lambda y: jnp.zeros((len(jax.tree.leaves(inputs)[0]), *y.shape), y.dtype), jax.eval_shape(step, carry, at(0))[1]
+        lambda y: jnp.zeros((len(inputs[0]), *y.shape), y.dtype), jax.eval_shape(step, carry, at(0))[1]
     )
+    t = model.config.transformer
+    length = t.block_length if t.num_blocks else t.length
 
-    def body(i, state):
+    def one(i, state):
         carry, new = step(state[0], at(i))
         return carry, jax.tree.map(lambda y, x: jax.lax.dynamic_update_index_in_dim(y, x, i, 0), state[1], new)
 
-    return jax.lax.fori_loop(0, end, body, (carry, outputs))
+    def block(state):
+        i, ((cache, token), outputs) = state
+        position = inputs[0][i]
+        last = jnp.minimum(end, i + length - position % length)
+        held = decode_form.hold(model, cache, position)
+        (cache, token), outputs = jax.lax.fori_loop(i, last, one, ((held, token), outputs))
+        return last, ((decode_form.release(cache), token), outputs)
+
+    return jax.lax.while_loop(lambda state: state[0] < end, block, (jnp.int32(0), (carry, outputs)))[1]
 
 
 _decode = jax.jit(decode, static_argnums=(0, 1, 2, 3), donate_argnums=5)

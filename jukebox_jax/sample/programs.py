@@ -160,7 +160,7 @@ def _conditioning(model: Prior, batch: int, mesh: AnyMesh) -> Any:
     cond = jax.eval_shape(functools.partial(decoding.condition, model), stored(preset, model.dtype), y, upper)
     place = lambda x: spec(("batch", *(None,) * (x.ndim - 1)), x.shape, mesh)  # noqa: E731
     where = jax.tree.map(lambda x: NamedSharding(mesh, place(x)), cond)
-    if cond.positions is not None:
+    if preset.conditioner is not None:
         wide = spec(decoding.POSITIONS, cond.positions.shape, mesh)
         where = where._replace(positions=NamedSharding(mesh, wide))
     return placed(cond, where)

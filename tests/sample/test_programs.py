@@ -81,7 +81,13 @@ def test_the_program_is_what_decoding_runs(preset: presets.Prior):
     mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
     program = programs.decode_program(preset, 8, mesh, jnp.float32, num_steps=4)
     weights, cache, cond, token, *_ = program.args
-    assert token.shape == (8,) and tuple(cond.positions.sharding.spec) == (("data", "fsdp"), None, "tensor")
+    assert token.shape == (8,)
+    found = [tuple(leaf.sharding.spec) for leaf in jax.tree.leaves(cond.positions)]
+    wide = [tuple(table.sharding.spec) for table in weights.get("timing", {}).values()]
+    if preset is UPSAMPLER:
+        assert found == [(("data", "fsdp"), None, "tensor")] and not wide
+    else:  # bins of timing, and tables
+        assert found == [(("data", "fsdp"),)] * 3 and wide == [(None, "tensor")] * 3
     split = "tensor" if preset.transformer.num_heads > 1 else None
     first = jax.tree.leaves(cache)[0]
     assert (*first.sharding.spec, None)[:2] == (("data", "fsdp"), split)

@@ -66,16 +66,17 @@ def _check_forward(case: Case, report: Report, model: Prior, params: Any, inputs
         encode = lambda model, tokens: model.lyrics_encoder(tokens)  # noqa: E731
         return (
             cond,
+            apply(cond, method="positions") if cond.positions is not None else None,
             apply(z, cond, method="logits"),
             apply(cond.lyric_tokens, method=encode) if separate else None,
             apply(cond, method="lyric_logits") if separate else None,
         )
 
-    cond, preds, encoded, lyric_logits = forward(params, *inputs)
-    if cond.positions is not None:
-        report.close("x_cond", cond.positions[:, preset.merged_lyrics :])
+    cond, positions, preds, encoded, lyric_logits = forward(params, *inputs)
+    if positions is not None:
+        report.close("x_cond", positions[:, preset.merged_lyrics :])
         if preset.conditioner is None:
-            report.close("y_pos", cond.positions[:, preset.merged_lyrics :])
+            report.close("y_pos", positions[:, preset.merged_lyrics :])
     if cond.start is not None:
         report.close("y_cond", cond.start[:, None])
     if separate:
