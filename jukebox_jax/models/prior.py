@@ -19,7 +19,10 @@ from jukebox_jax import presets
 from jukebox_jax.models.conditioners import LabelEmbedding, Timing, UpperCodes, timing_bins, timing_vectors
 from jukebox_jax.models.layers import Dtype, LayerNorm
 from jukebox_jax.models.transformer import Transformer
+from jukebox_jax.parallel.sharding import constrain
 from jukebox_jax.types import UserError
+
+POSITIONS = ("batch", None, "mlp")  # how conditioning vectors lie: every device has its part of a row
 
 
 class Conditioning(NamedTuple):
@@ -244,7 +247,9 @@ class Prior(nn.Module):
 
     def prefill(self, tokens: Int[Array, "b p"], cond: Conditioning, known):
         """Caches for a step at position ``known``; ``tokens`` are whole blocks of the sequence, padded at the end."""
-        return self.transformer.prefill(self._embed(tokens, cond, self.positions(cond)), cond.lyrics, known)[1]
+        positions = self.positions(cond)  # constrained, since the stream lies as they do (5B: 5 GB a chip less)
+        x = self._embed(tokens, cond, None if positions is None else constrain(positions, *POSITIONS))
+        return self.transformer.prefill(x, cond.lyrics, known)[1]
 
 
 def _expect(what: str, count: int, array) -> None:

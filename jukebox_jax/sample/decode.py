@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from jukebox_jax.models import decode_form, step_products
-from jukebox_jax.models.prior import Conditioning, Prior
+from jukebox_jax.models.prior import POSITIONS, Conditioning, Prior
 from jukebox_jax.ops.logits import Settings, draw, noise
 from jukebox_jax.parallel.lanes import at_once, in_lanes, joined
 from jukebox_jax.parallel.mesh import platform
@@ -27,7 +27,6 @@ from jukebox_jax.types import UserError
 CHUNK = 64  # tokens per compiled loop; a shorter rest runs past the end of the window and is cut off, except on a CPU
 WIDE = 16  # rows of a call from which on, on a CPU, steps are faster with Eigen's products (benchmarks/README.md)
 
-POSITIONS = ("batch", None, "mlp")  # how conditioning vectors lie: every device reads its part of a row
 _PLAIN = Settings()
 _prepare = jax.jit(decode_form.prepare, static_argnums=0)
 

@@ -15,7 +15,7 @@ from jukebox_jax.models import decode_form, vqvae_stream
 from jukebox_jax.models.flops import keys_per_query
 from jukebox_jax.models.layers import prime_prefix
 from jukebox_jax.models.pattern import Kind, layer_kinds
-from jukebox_jax.models.prior import Prior
+from jukebox_jax.models.prior import POSITIONS, Prior
 from jukebox_jax.models.vqvae import VQVAE
 from jukebox_jax.ops import conv_stack
 from jukebox_jax.ops.logits import Settings
@@ -161,7 +161,7 @@ def _conditioning(model: Prior, batch: int, mesh: AnyMesh) -> Any:
     place = lambda x: spec(("batch", *(None,) * (x.ndim - 1)), x.shape, mesh)  # noqa: E731
     where = jax.tree.map(lambda x: NamedSharding(mesh, place(x)), cond)
     if preset.conditioner is not None:
-        wide = spec(decoding.POSITIONS, cond.positions.shape, mesh)
+        wide = spec(POSITIONS, cond.positions.shape, mesh)
         where = where._replace(positions=NamedSharding(mesh, wide))
     return placed(cond, where)
 
