@@ -50,7 +50,7 @@ demo: $(VENV)/.demo  ## music -> data set -> trained Jukebox -> index.html (MUSI
 	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/jukebox demo --output="$(OUT)" $(if $(MUSIC),--input="$(MUSIC)")
 
 test: $(VENV)/.dev $(VENV)/.tpu  ## the test suite (ARGS='-k name' chooses)
-	$(BIN)/python -m pytest -q -n $(JOBS) $(ARGS)
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(ARGS)
 
 lint: $(VENV)/.dev  ## ruff: rules and format
 	$(BIN)/ruff check .

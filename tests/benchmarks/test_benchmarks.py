@@ -138,7 +138,8 @@ def test_a_decoder_of_one_kind_is_timed(script, monkeypatch):
 def test_the_port_agrees_with_us(script, tmp_path):
     if not importlib.util.find_spec("transformers"):  # to import it would import torch
         pytest.skip("the port is not installed (extra bench)")
+    before = "torch" in sys.modules  # by another test
     result = script("peer").run_case("train", "tiny", 1)
     assert result["agreement"]["loss"] < 1e-5
     json.dumps(result)
-    assert sys.modules.get("torch") is None  # the port runs in a process of its own
+    assert before or "torch" not in sys.modules  # the port runs in a process of its own

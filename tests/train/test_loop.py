@@ -28,15 +28,6 @@ from jukebox_jax.types import UserError
 Make = Callable[..., Experiment]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compilation_cache(tmp_path_factory: pytest.TempPathFactory):
-    """Runs of the same experiment compile once."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
-
-
 @pytest.fixture(scope="module")
 def vqvae(experiment: Make, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """Four steps of a VQ-VAE with everything switched on, and the final state."""
