@@ -71,17 +71,15 @@ class Ours:
     def _prepare_vqvae(self, case: str, variables: Any) -> None:
         from jukebox_jax.models.vqvae import VQVAE
         from jukebox_jax.models.vqvae_loss import Bandwidth
-        from jukebox_jax.parallel.products import eigen_jit
+        from jukebox_jax.models.vqvae_stream import decode_long, encode_long
         from jukebox_jax.train.task import vqvae_task
 
-        jax, model, audio, codes = self.jax, VQVAE(self.vqvae), self.inputs["audio"], self.inputs["codes"]
+        model, audio, codes = VQVAE(self.vqvae), self.inputs["audio"], self.inputs["codes"]
         if case == "encode":
-            encode = eigen_jit(partial(model.apply, method="encode"))
-            self.run = lambda: jax.block_until_ready(encode(variables, audio))
+            self.run = lambda: encode_long(model, variables, audio)  # what `jukebox encode` runs
             self.outputs = lambda: {f"codes_{i}": np.asarray(codes) for i, codes in enumerate(self.run())}
         elif case == "decode":
-            decode = eigen_jit(partial(model.apply, method="decode"), static_argnums=2)
-            self.run = lambda: jax.block_until_ready(decode(variables, codes, 0))
+            self.run = lambda: np.concatenate(list(decode_long(model, variables, codes, 0)), axis=1)
             self.outputs = lambda: {"audio": np.asarray(self.run())}
         else:
             task = vqvae_task(self.vqvae, Bandwidth(l1=0.1, l2=0.02, spectral=400.0))

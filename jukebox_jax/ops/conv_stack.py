@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 from jukebox_jax.ops import convolution
 
 CACHE = 1 << 21  # 8 MiB in float32, a share of a CPU's last cache
+START = -(1 << 30)  # the chunk before which no run begins
 
 
 @jax.tree_util.register_static
@@ -105,16 +106,18 @@ class Station(NamedTuple):
     kept: int  # rows of input kept for the next chunk
     waiting: int  # of these, rows that are of no use before the next chunk
     lag: int  # rows by which the output lags
+    unsettled: int  # first rows of output that are wrong where a run begins amid a signal
 
 
 def timetable(stack: Stack, rows: int) -> list[Station]:
     """The stations of a run with ``rows`` rows of input per chunk, a multiple of all strides together."""
-    stations, lag = [], 0
+    stations, lag, unsettled = [], 0, 0
     for layer, _ in stack:
         waiting = -(lag + layer.right) % layer.down  # outputs start at a multiple of the stride
         lag = (lag + layer.right + waiting) * layer.up // layer.down
-        rows_out = rows * layer.up // layer.down
-        stations.append(Station(rows, rows_out, layer.left + layer.right + waiting, waiting, lag))
+        rows_out, kept = rows * layer.up // layer.down, layer.left + layer.right + waiting
+        unsettled = -(-(unsettled + kept) // layer.down) * layer.up
+        stations.append(Station(rows, rows_out, kept, waiting, lag, unsettled))
         rows = rows_out
     return stations
 
@@ -126,27 +129,42 @@ def init_carry(stack: Stack, rows: int, batch: int) -> list[Float[Array, "b _ _"
 
 
 def advance(
-    stack: Stack, carry: Sequence[Any], x: Float[Array, "b t d"], index: Any, length: Any
+    stack: Stack, carry: Sequence[Any], x: Float[Array, "b t d"], index: Any, length: Any, begun: Any = None
 ) -> tuple[list[Float[Array, "b _ _"]], Float[Array, "b u o"]]:
     """Chunk ``index`` of a signal of ``length`` rows (either may be traced); rows of input beyond it count as zero.
 
     The result is rows ``index * u - lag`` onwards of the stack's output (``lag`` of the last station); those outside it
     are zero.
+
+    ``begun``: for a run amid the signal, the chunk where the carry was zeros (``START``: none). From there on, as many
+    rows of output as are ``unsettled`` are of no use, and no layer computes chunks that are, or are outside the signal.
     """
     forms = {"cpu": partial(_advance, products=True), "default": partial(_advance, products=False)}
-    return lax.platform_dependent(stack, list(carry), x, index, length, **forms)
+    return lax.platform_dependent(stack, list(carry), x, index, length, begun, **forms)
 
 
-def _advance(stack: Stack, carry: Sequence[Any], x: Any, index: Any, length: Any, *, products: bool) -> Any:
+def _advance(
+    stack: Stack, carry: Sequence[Any], x: Any, index: Any, length: Any, begun: Any = None, *, products: bool
+) -> Any:
     kept = []
     x = _inside(x, index * x.shape[1], length)
     for (layer, arrays), station, before in zip(stack, timetable(stack, x.shape[1]), carry, strict=True):
         window = jnp.concatenate([before, x], axis=1)
         kept.append(window[:, station.rows_in :])
         window = window[:, : window.shape[1] - station.waiting]
-        x = apply_products(layer, arrays, window) if products else apply(layer, arrays, window, 0)
-        length = length * layer.up // layer.down
-        x = _inside(x, index * station.rows_out - station.lag, length)
+        length, start = length * layer.up // layer.down, index * station.rows_out - station.lag
+
+        def output(window: Any, layer: Any = layer, arrays: Any = arrays, start: Any = start, end: Any = length) -> Any:
+            x = apply_products(layer, arrays, window) if products else apply(layer, arrays, window, 0)
+            return _inside(x, start, end)
+
+        if begun is None:
+            x = output(window)
+            continue
+        of_use = (start > -station.rows_out) & (start < length)
+        of_use &= index - begun >= station.unsettled // station.rows_out
+        y = jax.eval_shape(output, window)
+        x = lax.cond(of_use, output, lambda _, y=y: jnp.zeros(y.shape, y.dtype), window)
     return kept, x
 
 
@@ -180,9 +198,9 @@ def chunk_rows(stack: Stack, limit: int) -> int:
     return unit * max(1, round(limit / (unit * max(rates))))
 
 
-def cached_rows(stack: Stack) -> int:
-    """Rows of input per chunk that suit a CPU's cache."""
-    return chunk_rows(stack, CACHE // max(arrays[0].shape[1] for _, arrays in stack))
+def cached_rows(stack: Stack, cache: int | None = None) -> int:
+    """Rows of input per chunk whose widest layer takes so many numbers of a CPU's cache (None: ``CACHE``)."""
+    return chunk_rows(stack, (cache or CACHE) // max(arrays[0].shape[1] for _, arrays in stack))
 
 
 def forward(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jukebox_jax import presets
+from jukebox_jax.models import vqvae_stream
 from jukebox_jax.models.vqvae import VQVAE
 from jukebox_jax.models.vqvae_loss import Bandwidth, vqvae_loss
 from jukebox_jax.models.vqvae_stream import decode_long, encode_long
@@ -81,8 +82,9 @@ def test_a_level_needs_its_own_variables_only(variables) -> None:
 
 @pytest.mark.parametrize("chunk", [64, None])  # None: what suits the cache of a CPU
 def test_long_signals(variables, chunk, monkeypatch) -> None:
-    monkeypatch.setattr(conv_stack, "CACHE", 500)
-    x = noise(2, 331, 1)
+    monkeypatch.setattr(vqvae_stream, "OWN_CACHE", 500)
+    monkeypatch.setattr(vqvae_stream, "SEGMENT", 128)
+    x = noise(2, 700, 1)
     expected = run(variables, x, method="encode")
     found = encode_long(MODEL, variables, np.asarray(x), chunk=chunk)
     for level, (mine, theirs) in enumerate(zip(found, expected, strict=True)):
@@ -94,6 +96,25 @@ def test_long_signals(variables, chunk, monkeypatch) -> None:
     assert encode_long(MODEL, variables, np.asarray(x[:, :17]), [1], chunk=chunk)[0].shape == (2, 1)
     with pytest.raises(UserError, match="15 samples are less than one code: at least 16"):
         encode_long(MODEL, variables, np.asarray(x[:, :15]))
+
+
+@pytest.mark.parametrize("level", [0, 1])
+def test_segments_are_as_one_run(variables, level, monkeypatch) -> None:
+    """Of any length and number, on the cores of a CPU: every code and sample, once and in order."""
+    monkeypatch.setattr(vqvae_stream, "OWN_CACHE", 200)
+    calls: list[int] = []
+    at_once = vqvae_stream.at_once
+    monkeypatch.setattr(vqvae_stream, "at_once", lambda f, given: calls.append(len(given)) or at_once(f, given))
+    for batch, length, most in ((1, 331, 1 << 20), (1, 400, 1 << 20), (1, 1000, 128), (3, 517, 256), (1, 16, 64)):
+        monkeypatch.setattr(vqvae_stream, "SEGMENT", most)
+        calls.clear()
+        x = np.asarray(noise(batch, length, 1))
+        codes = encode_long(MODEL, variables, x, [level])[0]
+        np.testing.assert_array_equal(codes, encode_long(MODEL, variables, x, [level], chunk=64)[0])
+        found = np.concatenate(list(decode_long(MODEL, variables, codes, level)), axis=1)
+        whole = np.concatenate(list(decode_long(MODEL, variables, codes, level, chunk=64)), axis=1)
+        np.testing.assert_allclose(found, whole, rtol=1e-4, atol=1e-5)
+        assert max(calls) == (2 * batch if length > 64 else batch)
 
 
 def test_training_updates_and_evaluation_does_not(variables) -> None:
