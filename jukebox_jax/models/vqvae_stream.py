@@ -2,7 +2,7 @@
 
 The device holds one chunk and the last rows of every layer (``ops/conv_stack.py``); nothing is computed twice, and all
 lengths share one compiled program. On a mesh (``mesh.use``) each device has its own rows of the batch. One CPU's cores
-work on a segment each, in chunks that fit a core's own cache; a segment begins as far ahead as the context reaches.
+work on a segment each, in chunks that fit a core's own cache; there the context between segments is computed twice.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def _segments(model: VQVAE, variables: Any, signal: np.ndarray, level: int, deco
             yield np.concatenate([np.asarray(y)[:, part] for y in found[i * batch : (i + 1) * batch]])
 
 
-def segment(
+def _segment(
     stack: conv_stack.Stack, codebook: Any, signal: jax.Array, numbers: Any, rows: int, decode: bool
 ) -> jax.Array:
     """Audio or codes of a segment ``[1, t]`` in chunks of ``rows`` rows. ``numbers``: its first chunk, where that run
@@ -128,7 +128,7 @@ def segment(
     return lax.fori_loop(0, count, add, (carry, found))[1]
 
 
-_encoded, _decoded = (make(segment, static_argnums=(4, 5)) for make in (eigen_jit, jax.jit))  # benchmarks/README.md
+_encoded, _decoded = (make(_segment, static_argnums=(4, 5)) for make in (eigen_jit, jax.jit))  # benchmarks/README.md
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))

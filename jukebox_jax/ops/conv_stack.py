@@ -153,11 +153,7 @@ def _advance(
         kept.append(window[:, station.rows_in :])
         window = window[:, : window.shape[1] - station.waiting]
         length, start = length * layer.up // layer.down, index * station.rows_out - station.lag
-
-        def output(window: Any, layer: Any = layer, arrays: Any = arrays, start: Any = start, end: Any = length) -> Any:
-            x = apply_products(layer, arrays, window) if products else apply(layer, arrays, window, 0)
-            return _inside(x, start, end)
-
+        output = partial(_output, layer, arrays, start, length, products)
         if begun is None:
             x = output(window)
             continue
@@ -166,6 +162,12 @@ def _advance(
         y = jax.eval_shape(output, window)
         x = lax.cond(of_use, output, lambda _, y=y: jnp.zeros(y.shape, y.dtype), window)
     return kept, x
+
+
+def _output(layer: Layer, arrays: Sequence[Any], start: Any, length: Any, products: bool, window: Any) -> Any:
+    """A layer's output, whose first row is row ``start`` of its signal of ``length`` rows, from a window of input."""
+    x = apply_products(layer, arrays, window) if products else apply(layer, arrays, window, 0)
+    return _inside(x, start, length)
 
 
 def _inside(x: Float[Array, "b t d"], start: Any, length: Any) -> Float[Array, "b t d"]:
