@@ -118,4 +118,4 @@ def test_every_part_has_a_floor():
 
 
 def test_the_package_stays_small():
-    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES) <= 21_100
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES) <= 21_150

@@ -129,8 +129,9 @@ def init_carry(stack: Stack, rows: int, batch: int) -> list[Float[Array, "b _ _"
 
 
 def advance(
-    stack: Stack, carry: Sequence[Any], x: Float[Array, "b t d"], index: Any, length: Any, begun: Any = None
-) -> tuple[list[Float[Array, "b _ _"]], Float[Array, "b u o"]]:
+    stack: Stack, carry: Sequence[Any], x: Float[Array, "b t d"], index: Any, length: Any, begun: Any = None,
+    before: Any = 0,
+) -> tuple[list[Float[Array, "b _ _"]], Float[Array, "b u o"]]:  # fmt: skip
     """Chunk ``index`` of a signal of ``length`` rows (either may be traced); rows of input beyond it count as zero.
 
     The result is rows ``index * u - lag`` onwards of the stack's output (``lag`` of the last station); those outside it
@@ -138,21 +139,25 @@ def advance(
 
     ``begun``: for a run amid the signal, the chunk where the carry was zeros (``START``: none). From there on, as many
     rows of output as are ``unsettled`` are of no use, and no layer computes chunks that are, or are outside the signal.
+
+    ``before``: rows of nothing before the signal; all strides together divide ``before + length``.
     """
     forms = {"cpu": partial(_advance, products=True), "default": partial(_advance, products=False)}
-    return lax.platform_dependent(stack, list(carry), x, index, length, begun, **forms)
+    return lax.platform_dependent(stack, list(carry), x, index, length, begun, before, **forms)
 
 
 def _advance(
-    stack: Stack, carry: Sequence[Any], x: Any, index: Any, length: Any, begun: Any = None, *, products: bool
-) -> Any:
-    kept = []
-    x = _inside(x, index * x.shape[1], length)
-    for (layer, arrays), station, before in zip(stack, timetable(stack, x.shape[1]), carry, strict=True):
-        window = jnp.concatenate([before, x], axis=1)
+    stack: Stack, carry: Sequence[Any], x: Any, index: Any, length: Any, begun: Any = None, before: Any = 0, *,
+    products: bool,
+) -> Any:  # fmt: skip
+    kept, end = [], before + length
+    x = _inside(x, index * x.shape[1] - before, length)
+    for (layer, arrays), station, last in zip(stack, timetable(stack, x.shape[1]), carry, strict=True):
+        window = jnp.concatenate([last, x], axis=1)
         kept.append(window[:, station.rows_in :])
         window = window[:, : window.shape[1] - station.waiting]
-        length, start = length * layer.up // layer.down, index * station.rows_out - station.lag
+        length, end = (rows * layer.up // layer.down for rows in (length, end))
+        start = index * station.rows_out - station.lag - (end - length)
         output = partial(_output, layer, arrays, start, length, products)
         if begun is None:
             x = output(window)
@@ -174,6 +179,27 @@ def _inside(x: Float[Array, "b t d"], start: Any, length: Any) -> Float[Array, "
     """``x`` where its rows, the first of which is row ``start`` of the signal, are within the signal; else zero."""
     position = start + jnp.arange(x.shape[1])
     return jnp.where(((position >= 0) & (position < length))[None, :, None], x, 0)
+
+
+def backward(stack: Stack) -> Stack:
+    """The stack for signals whose rows are in the opposite order."""
+    return [(layer, (arrays[0][::-1], *arrays[1:])) for layer, arrays in stack]
+
+
+def meet(
+    stack: Stack, forth: Sequence[Any], back: Sequence[Any], rows: int, index: Any, length: Any
+) -> Float[Array, "b u o"]:
+    """What is missing where a run and a ``backward`` one have met, from what their layers keep; in matrix products.
+
+    Chunks of ``rows`` rows before ``index`` were the run's, those from there on the other's. The result is ``lag`` rows
+    on both sides of row ``index * u`` of the stack's output; those outside it are zero.
+    """
+    x = forth[0][:, :0]
+    for (layer, arrays), station, left, right in zip(stack, timetable(stack, rows), forth, back, strict=True):
+        length = length * layer.up // layer.down
+        start = index * station.rows_out - station.lag
+        x = _output(layer, arrays, start, length, True, jnp.concatenate([left, x, right[:, ::-1]], axis=1))
+    return x
 
 
 def num_chunks(stack: Stack, rows: int, length: int) -> int:

@@ -80,37 +80,35 @@ def test_a_level_needs_its_own_variables_only(variables) -> None:
     run({"params": {"decoder_1": p["decoder_1"]}, "codebook": variables["codebook"]}, codes, 1, method="decode")
 
 
-@pytest.mark.parametrize("chunk", [64, None])  # None: what suits the cache of a CPU
-def test_long_signals(variables, chunk, monkeypatch) -> None:
-    monkeypatch.setattr(vqvae_stream, "OWN_CACHE", 500)
-    monkeypatch.setattr(vqvae_stream, "SEGMENT", 128)
+def test_long_signals(variables) -> None:
     x = noise(2, 700, 1)
     expected = run(variables, x, method="encode")
-    found = encode_long(MODEL, variables, np.asarray(x), chunk=chunk)
+    found = encode_long(MODEL, variables, np.asarray(x), chunk=64)
     for level, (mine, theirs) in enumerate(zip(found, expected, strict=True)):
         np.testing.assert_array_equal(mine, theirs)
-        pieces = list(decode_long(MODEL, variables, mine, level, chunk=chunk))
+        pieces = list(decode_long(MODEL, variables, mine, level, chunk=64))
         whole = run(variables, theirs, level, method="decode")
         assert len(pieces) > 1
         np.testing.assert_allclose(np.concatenate(pieces, axis=1), whole, rtol=1e-4, atol=1e-5)
-    assert encode_long(MODEL, variables, np.asarray(x[:, :17]), [1], chunk=chunk)[0].shape == (2, 1)
+    assert encode_long(MODEL, variables, np.asarray(x[:, :17]), [1], chunk=64)[0].shape == (2, 1)
     with pytest.raises(UserError, match="15 samples are less than one code: at least 16"):
         encode_long(MODEL, variables, np.asarray(x[:, :15]))
 
 
-@pytest.mark.parametrize("level", [0, 1])
-def test_segments_are_as_one_run(variables, level, monkeypatch) -> None:
-    """Of any length and number, on the cores of a CPU: every code and sample, once and in order."""
-    monkeypatch.setattr(vqvae_stream, "OWN_CACHE", 200)
-    calls: list[int] = []
+def test_cores_side_by_side_are_as_one_run(variables, monkeypatch) -> None:
+    """From both ends, and in segments, of any length and number: every code and sample, once and in order."""
+    monkeypatch.setattr(vqvae_stream, "NUMBERS", 200)
+    level, calls = 1, []
     at_once = vqvae_stream.at_once
     monkeypatch.setattr(vqvae_stream, "at_once", lambda f, given: calls.append(len(given)) or at_once(f, given))
-    for batch, length, most in ((1, 331, 1 << 20), (1, 400, 1 << 20), (1, 1000, 128), (3, 517, 256), (1, 16, 64)):
+    for batch, length, most in ((1, 331, 512), (1, 400, 512), (1, 1000, 128), (3, 517, 128), (1, 16, 128)):
         monkeypatch.setattr(vqvae_stream, "SEGMENT", most)
         calls.clear()
         x = np.asarray(noise(batch, length, 1))
         codes = encode_long(MODEL, variables, x, [level])[0]
+        assert set(calls) == {2} and (len(calls) > batch) == (length > 2 * most)
         np.testing.assert_array_equal(codes, encode_long(MODEL, variables, x, [level], chunk=64)[0])
+        calls.clear()
         found = np.concatenate(list(decode_long(MODEL, variables, codes, level)), axis=1)
         whole = np.concatenate(list(decode_long(MODEL, variables, codes, level, chunk=64)), axis=1)
         np.testing.assert_allclose(found, whole, rtol=1e-4, atol=1e-5)

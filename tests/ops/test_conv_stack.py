@@ -89,15 +89,45 @@ def test_chunks_are_the_whole(make, stride: int, stages: int, dilations: list[in
         np.testing.assert_allclose(pieces, whole, rtol=1e-4, atol=1e-5)
 
 
+advance, meet = jax.jit(conv_stack.advance), jax.jit(conv_stack.meet, static_argnums=3)
+
+
+@pytest.mark.parametrize("length", [1, 501])
+@pytest.mark.parametrize("make", [encoder, decoder])
+def test_runs_from_both_ends_meet(make, length: int) -> None:
+    stack = make(4, 2, [1, 9])
+    x = array(2, length, stack[0][1][0].shape[1])
+    rows = conv_stack.chunk_rows(stack, 40)
+    chunks, last = -(-length // rows), conv_stack.timetable(stack, rows)[-1]
+    before = chunks * rows - length
+    ends = [(stack, x, 0, chunks // 2), (conv_stack.backward(stack), x[:, ::-1], before, chunks - chunks // 2)]
+    kept, found = [], []
+    for layers, signal, ahead, count in ends:
+        signal = jnp.pad(signal, ((0, 0), (ahead, rows), (0, 0)), constant_values=jnp.nan)
+        carry, pieces = conv_stack.init_carry(stack, rows, 2), [jnp.zeros((2, 0, stack[-1][1][0].shape[-1]))]
+        for index in range(count):
+            piece = signal[:, index * rows : (index + 1) * rows]
+            carry, y = advance(layers, carry, piece, index, length, conv_stack.START, ahead)
+            pieces.append(y)
+        kept.append(carry)
+        found.append(jnp.concatenate(pieces, axis=1))
+    between = meet(stack, *kept, rows, chunks // 2, length)
+    assert between.shape[1] == 2 * last.lag
+    y = jnp.concatenate([found[0], between, found[1][:, ::-1]], axis=1)[:, last.lag :]
+    whole = conv_stack.whole(stack, x)
+    np.testing.assert_allclose(y[:, : whole.shape[1]], whole, rtol=1e-4, atol=1e-5)
+    assert not y[:, whole.shape[1] :].any()
+
+
 def test_accelerators_compute_windows_as_convolutions() -> None:
     stack, length, rows = encoder(2, 2, [1, 3]), 101, 32
     x = array(1, length, 1)
-    advance = jax.jit(conv_stack._advance, static_argnames="products")
+    in_convolutions = jax.jit(conv_stack._advance, static_argnames="products")
     carry, pieces = conv_stack.init_carry(stack, rows, 1), []
     padded = jnp.pad(x, ((0, 0), (0, 400), (0, 0)), constant_values=jnp.nan)
     for index in range(conv_stack.num_chunks(stack, rows, length)):
         piece = padded[:, index * rows : (index + 1) * rows]
-        carry, y = advance(stack, carry, piece, index, length, products=False)  # NaN: beyond the signal nothing counts
+        carry, y = in_convolutions(stack, carry, piece, index, length, products=False)  # NaN: beyond it nothing counts
         pieces.append(y)
     lag = conv_stack.timetable(stack, rows)[-1].lag
     expected = conv_stack.whole(stack, x)

@@ -61,6 +61,16 @@ def test_lanes_are_for_small_weights_on_one_cpu_with_cores(machine: Path, monkey
     assert count(2) == 1
 
 
+@pytest.mark.parametrize(("text", "size"), [("512K\n", 1 << 19), ("2048K", 1 << 21), ("", 0), (None, 0)])
+def test_a_core_has_a_cache_of_its_own(text: str | None, size: int, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(lanes, "OWN_CACHE", tmp_path / "own")
+    if text is not None:
+        (tmp_path / "own").write_text(text)
+    lanes.own_cache.cache_clear()
+    assert lanes.own_cache() == size
+    lanes.own_cache.cache_clear()
+
+
 def test_one_lane_is_the_batch_as_it_came() -> None:
     tree = [jnp.arange(1)]
     assert lanes.in_lanes(tree, 1, WEIGHTS)[0] is tree and lanes.joined(tree, 1) is tree[0]
