@@ -28,8 +28,8 @@ from jukebox_jax.types import UserError
 
 CHUNK = 1 << 18  # samples at once, about: 6 s at 44.1 kHz; on a CPU what suits its cache
 SEGMENT = 1 << 20  # samples that a CPU's core has before it, at most, about
-# Numbers of a chunk's widest layer there: 1.4 MiB of a core's own cache, or 2.8 MiB of all cores' where it is small.
-NUMBERS = 370_000 if own_cache() >= 1 << 20 else 741_000
+LARGE = own_cache() >= 1 << 20  # else a chunk lives in the cache that all cores share, and Eigen multiplies faster
+NUMBERS = 370_000 if LARGE else 1 << 20  # of a chunk's widest layer there: 1.4 MiB, 4 MiB
 
 
 def encode_long(
@@ -165,7 +165,8 @@ def _codes_between(
     return quantize.nearest_codes(latents.astype(jnp.float32), codebook)[0]
 
 
-_encoded, _decoded = (make(_run, static_argnums=(5, 6)) for make in (eigen_jit, jax.jit))  # benchmarks/README.md
+_encoded = eigen_jit(_run, static_argnums=(5, 6))
+_decoded = jax.jit(_run, static_argnums=(5, 6)) if LARGE else _encoded  # benchmarks/README.md
 _between, _backward = eigen_jit(_codes_between, static_argnames="rows"), jax.jit(conv_stack.backward)
 
 
